@@ -249,7 +249,7 @@ async def test_a_limit_of_one_path_does_not_delay_the_others(serve: Serve, virtu
     ("server", "calls", "kind", "requests", "in_flight"),  # of a bucket it is not the limit, but how its rate is kept
     [
         (lambda: Server(limit=FixedWindow(50, 1)), 400, "window", 50, None),
-        (lambda: Server(limit=TokenBucket(50, 50)), 400, "window", 50, ...),
+        (lambda: Server(limit=TokenBucket(50, 50)), 400, "bucket", 50, ...),
         (lambda: Server(limit=TokenBucket(50, 10)), 600, "bucket", 50, ...),
         (lambda: Server(most=10, latency=0.05), 400, "none", 0, 10),
         (Server, 100, "none", 0, None),

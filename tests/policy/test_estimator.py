@@ -899,6 +899,58 @@ def test_the_second_round_tells_a_window_from_a_bucket(
     assert estimate.requests == pytest.approx(requests)
 
 
+@pytest.mark.parametrize(
+    ("late", "passed", "before", "known", "is_bucket"),
+    [
+        (0.5, 123, 100.0, {}, True),
+        (0.2, 123, 100.0, {}, False),  # a window lets none pass after the first refusal
+        (0.5, 123, 94.0, {}, False),  # the measurements do not agree
+        (0.5, 19, 15.0, {}, False),  # too few to measure it
+        (0.5, 126, 100.0, {}, False),  # as many passed in both measurements, as with a window
+        (0.5, 126, 100.0, {"requests": 100.0}, True),  # but a bucket was already probable
+        (0.5, 123, 100.0, {"phase": "steady", "requests": 123.0}, True),
+        (0.5, 123, 100.0, {"phase": "edge", "good": 100.0}, True),
+        (0.5, 123, 100.0, {"phase": "edge", "good": 115.0}, False),  # the test has found no more than before
+        (0.5, 123, 100.0, {"emptied_at": 1015.5}, False),  # late reports say nothing about this measurement
+    ],
+)
+def test_two_measurements_that_agree_on_its_size_show_a_bucket(
+    late: float, passed: int, before: float, known: dict[str, Any], is_bucket: bool
+) -> None:
+    known = {"phase": "spread", "requests": 126.0, "burst": 126.0, "burst_took": 15.0, "emptied_at": 940.0} | known
+    estimate = steady(size=before, fastest=1.0, passed_end=1015.0 + late, look_at=1e9, **known)
+    refused_after(estimate, 15.0, [1000.0, 1015.0, passed])
+    assert estimate.is_bucket is is_bucket
+    if is_bucket:
+        size = pytest.approx((passed + 0.5) * 60 / 73.5)
+        assert (estimate.phase, estimate.spread, estimate.burst) == ("steady", 1.0, estimate.requests)
+        assert estimate.requests == size
+
+
+@pytest.mark.parametrize(("most", "grows"), [(12.0, 12.5), (12.5, 12.5)])
+def test_the_size_of_a_probable_bucket_is_measured_with_few_attempts_in_flight(most: float, grows: float) -> None:
+    log = [[1000.0, 1009.0, 120]]
+    estimate = steady(phase="spread", requests=100.0, burst=130.0, max_in_flight=most, look_at=1e9, log=log)
+    assert not answered(estimate, 1010.0, Permit(0, 1009.5), 5)
+    assert estimate.max_in_flight == grows
+
+
+@pytest.mark.parametrize("is_bucket", [True, False])
+def test_a_bucket_stays_one_after_a_failed_climb(is_bucket: bool) -> None:
+    climbing = steady(
+        phase="climb", spread=1.0, requests=125.0, good=100.0, proven_at=1e9, burst=100.0, is_bucket=is_bucket
+    )
+    assert refused_then_waited(climbing).spread == (1.0 if is_bucket else 4.0)
+
+
+@pytest.mark.parametrize(("late", "requests"), [(0.75, 110.5 * 60 / 75.25), (0.25, 110.0)])
+def test_a_burst_that_outlasts_its_first_refusal_is_probably_one_of_a_bucket(late: float, requests: float) -> None:
+    estimate = RateEstimate(fastest=0.5, passed_end=1015.0 + late)
+    refused_after(estimate, 15.0, [1000.0, 1015.0, 110])
+    assert (estimate.phase, estimate.burst) == ("spread", 110.0)
+    assert estimate.requests == pytest.approx(requests)
+
+
 @pytest.mark.parametrize("passed", [0, 1])
 def test_the_estimate_is_at_least_one_per_period(passed: int) -> None:
     estimate = refused_after(steady(phase="spread", burst=1.0, burst_took=2.0), 15.0, *[[1000.0, 1000.0, 1]][:passed])

@@ -74,6 +74,8 @@ class Fleet:
     dies_at: float | None = None
     forgets_at: tuple[float, ...] = ()
     seed: int = 0
+    serial: float = 0.0
+    """Mean seconds for which each attempt occupies the machine. 0.0: it is never busy."""
 
     def run(self) -> Outcome:
         random_ = random.Random(self.seed)
@@ -86,6 +88,7 @@ class Fleet:
         events: list[tuple[float, int, str, int, object]] = []
         numbers = itertools.count()
         offset = BEGIN  # of the time here to the clock of the state
+        free = 0.0  # when the machine is free again
 
         def at(moment: float, what: str, who: int, about: object = None) -> None:
             heappush(events, (moment, next(numbers), what, who, about))
@@ -178,7 +181,8 @@ class Fleet:
                 if isinstance(answer, Permit):
                     number, tries = process.queue.pop(0)
                     outcome.sends += 1
-                    at(now + self.latency / 2, "arrives", who, (number, tries + 1, answer))
+                    free = max(free, now) + self.serial * (0.5 + random_.random())
+                    at((free if self.serial else now) + self.latency / 2, "arrives", who, (number, tries + 1, answer))
                     continue
                 asks = answer is None or any(each.kind == "refused" for each in process.holding.outcomes[-1:])
                 if isinstance(answer, Wait):
@@ -209,6 +213,8 @@ class Fleet:
 
 KINDS = ("fixed", "sliding", "bucket")
 LEARNED, STATED = Learned(1.0), Stated((Limit(REQUESTS, per=1),))
+BUSY = [(0.0015, 2), (0.0022, 5), (0.0035, 3), (0.0035, 4)]
+"""How busy a machine is, and a seed."""
 
 
 @pytest.mark.sampled(1)
@@ -245,6 +251,18 @@ def test_all_holders_learn_a_limit_together(kind: str, processes: int) -> None:
         assert max(got.ends) <= 1.3 * min(got.ends)
         sends.append(got.sends)
     assert sum(sends) / len(sends) <= 1.03 * 4000  # a single run of 16 processes with a bucket may take 1.04
+
+
+@pytest.mark.parametrize(
+    ("serial", "seed"), [(0.0022, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in BUSY)]
+)
+def test_holders_on_a_busy_machine_recognize_a_bucket(serial: float, seed: int) -> None:
+    """Its burst takes as long as the second measurement, so about the same number passes, as with a window."""
+    fleet = Fleet(4, 300, limit_of("bucket"), LEARNED, at_once=16, work=0.003, serial=serial, seed=seed)
+    got = fleet.run()
+    assert got.refused <= 75
+    assert got.lost == 0
+    assert got.took <= 1.15 * fleet.ideal()
 
 
 @pytest.mark.sampled(1)

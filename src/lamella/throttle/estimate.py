@@ -69,14 +69,19 @@ class RateEstimate:
     refusals: int = 0  # how many times the account was blocked since the last success
     began: float = -1.0  # when the first attempt since the last wait was sent
     passed: float = 0  # attempts, or points, that have passed since then
+    passed_end: float = -1.0  # when the last of them was answered
+    emptied_at: float = -1.0  # the value of *passed_end* at the last evaluated refusal
     next_at: float = -1.0  # when the rate allows the next attempt
     fastest: float = 0.0  # seconds of the fastest answer. It grows slowly, since the server may become slower
     log: list[list[float]] = field(default_factory=list)  # attempts that passed: first time, last time, number
     refused_at: float = -1.0  # when the refused attempt was sent. Reset when the refusal has been evaluated
+    refused_end: float = -1.0  # when the first refusal was answered
     refused_began: float = -1.0  # the value of *began* at the refusal. -1: the period was proven before it
     asked: float = 0.0  # the period that the refusal suggests
     burst: float = 0.0  # attempts that passed in the burst
     burst_took: float = 0.0
+    size: float = 0.0  # of a bucket refilled once in a period, if that explains the last measurement. 0: unknown
+    is_bucket: bool = False  # whether two measurements agree on *size*
     good: float = 0.0  # the proven number of requests, while a higher number is tested
     proven_at: float = -1.0  # when the tested number will be proven
     look_at: float = -1.0  # when to test for a higher limit

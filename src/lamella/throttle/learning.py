@@ -12,6 +12,7 @@ from lamella.throttle.estimate import LOOK_EVERY, SLOW_START, SPREAD, RateEstima
 
 BIG_STEP: Final = 1.5  # maximum growth of the number by one test at the edge of a window
 _STEP: Final = 1.25  # growth of the rate in each step of a climb
+_MORE: Final = 1.1  # a test at the edge of a window has found a higher number if more than this has passed
 _TRIAL: Final = 3.0  # periods until a higher number is proven
 _CLIMB: Final = 1.1  # the same for each step of a climb
 _BUSY: Final = 0.5  # share of the number that must have passed for a test to show something
@@ -22,6 +23,11 @@ _ENOUGH: Final = 5  # attempts that must have passed before a single refusal say
 _SURPRISES: Final = 2
 _FEW: Final = 0.75  # a refusal after less than this share of the burst contradicts the burst
 _PROVEN: Final = 2.0  # periods at the known rate that prove the period
+_MANY: Final = 20  # attempts that must have passed to measure the size of a bucket
+_FIRST: Final = 1.0  # round trips after the first refusal in which attempts still pass, so that it is probably a bucket
+_SECOND: Final = 0.25  # the same, if two measurements agree on its size
+_WIDE: Final = 1 / 8  # maximum attempts in flight beyond the size of a probable bucket, as a share of it
+_SAME_SIZE: Final = 0.03  # relative difference of two measured sizes of a bucket; points of unknown cost differ by more
 _ALIKE: Final = 0.05  # relative difference of numbers that count as equal; a difference of 1 always does
 
 
@@ -30,13 +36,17 @@ def learn(estimate: RateEstimate, now: float) -> None:
     if not estimate.requests and not estimate.burst:
         estimate.period = estimate.asked
     is_proven = estimate.phase not in {"burst", "spread"} and estimate.passed > _PROVEN * estimate.requests
+    before, estimate.size = estimate.size, _size(estimate)
+    estimate.emptied_at = estimate.passed_end
     if estimate.phase == "burst":
         _end_burst(estimate)
+    elif _is_bucket(estimate, before):
+        _settle_bucket(estimate, now)
     elif estimate.phase == "spread":
         _end_spread(estimate, now)
     elif estimate.phase == "edge":
         passed = _passed_within(estimate, estimate.period / 2)
-        if passed > estimate.good * 1.1 + 1:
+        if passed > estimate.good * _MORE + 1:
             settle(estimate, now, min(passed, estimate.good * _STEP), on_trial=True)
         else:
             settle(estimate, now, estimate.good, failed=True)
@@ -79,6 +89,11 @@ def look_for_more(estimate: RateEstimate, now: float) -> None:
             _climb(estimate, now)
 
 
+def is_wide(estimate: RateEstimate) -> bool:
+    """Return whether enough attempts are in flight for the second measurement of a probable bucket."""
+    return estimate.requests < estimate.burst and estimate.max_in_flight >= _WIDE * estimate.requests
+
+
 def settle(
     estimate: RateEstimate, now: float, requests: float, *, on_trial: bool = False, failed: bool = False
 ) -> None:
@@ -98,7 +113,7 @@ def _climb(estimate: RateEstimate, now: float) -> None:
 
 def _back(estimate: RateEstimate, now: float, *, failed: bool = False) -> None:
     """Return to the proven number."""
-    if estimate.burst * BIG_STEP >= estimate.good:
+    if not estimate.is_bucket and estimate.burst * BIG_STEP >= estimate.good:
         estimate.spread = SPREAD  # the value before the climb
     settle(estimate, now, estimate.good, failed=failed)
 
@@ -108,7 +123,7 @@ def _is_busy(estimate: RateEstimate, since: float) -> bool:
 
 
 def _start_over(estimate: RateEstimate, max_in_flight: float) -> None:
-    estimate.phase, estimate.requests, estimate.surprises = "burst", 0.0, 0
+    estimate.phase, estimate.requests, estimate.surprises, estimate.is_bucket = "burst", 0.0, 0, False
     estimate.max_in_flight, estimate.look_every = max_in_flight, LOOK_EVERY / 2
 
 
@@ -131,6 +146,8 @@ def _end_burst(estimate: RateEstimate) -> None:
         _start_over(estimate, 1.0)  # other clients may have used up the limit
     else:
         estimate.phase, estimate.requests, estimate.spread = "spread", float(passed), SPREAD
+        if estimate.size and _outlasts(estimate, _FIRST):
+            estimate.requests = min(estimate.requests, estimate.size)  # probably a bucket
         if passed < _ENOUGH:
             estimate.look_every = LOOK_EVERY  # twice the same number: no other client explains it
 
@@ -195,6 +212,43 @@ def _lower(estimate: RateEstimate, now: float) -> None:
     passed, lower = _passed_within(estimate, estimate.period / 2), estimate.requests * 0.95
     # A refusal at the beginning of a period probably means that an attempt was slightly too early.
     settle(estimate, now, min(passed, lower) if passed >= estimate.requests / 2 else lower)
+
+
+def _is_bucket(estimate: RateEstimate, before: float) -> bool:
+    """Return whether a bucket that is refilled once in a period explains this measurement and the one *before*.
+
+    A bucket lets some attempts pass after the first refusal, and more of them if the measurement takes longer.
+    """
+    if estimate.spread <= 1 or not _outlasts(estimate, _SECOND) or abs(estimate.size - before) > _SAME_SIZE * before:
+        return False
+    if estimate.phase == "spread":
+        return estimate.requests < estimate.burst or abs(estimate.passed - estimate.burst) > 1
+    return estimate.phase != "edge" or _passed_within(estimate, estimate.period / 2) > estimate.good * _MORE + 1
+
+
+def _settle_bucket(estimate: RateEstimate, now: float) -> None:
+    estimate.is_bucket, estimate.doubt, estimate.surprises = True, 0.0, 0
+    estimate.spread, estimate.burst = 1.0, estimate.size
+    settle(estimate, now, estimate.size)
+
+
+def _size(estimate: RateEstimate) -> float:
+    """Return the size of a bucket that is refilled once in a period, if one has refused. 0: too few attempts passed."""
+    if estimate.passed < _MANY or estimate.passed_end <= estimate.emptied_at:
+        return 0.0
+    # After a wait one attempt is sent alone, and the bucket stays full until it is answered.
+    idle = estimate.fastest * (1 if estimate.phase == "burst" else 2)
+    lasted = max(estimate.passed_end - estimate.refused_began - idle, 0.0)
+    filled = estimate.period + lasted
+    if estimate.emptied_at >= 0:
+        filled = min(filled, estimate.passed_end - estimate.emptied_at)
+    # A fraction of a token lets nothing pass: on average, another half token was in the bucket.
+    return (estimate.passed + 0.5) * estimate.period / filled
+
+
+def _outlasts(estimate: RateEstimate, round_trips: float) -> bool:
+    """Return whether attempts passed for that many round trips after the first refusal: a window lets none pass."""
+    return estimate.passed_end - estimate.refused_end > round_trips * estimate.fastest
 
 
 def _took(estimate: RateEstimate) -> float:

@@ -6,8 +6,9 @@ Throttle measures the limit with as few refusals as possible, in phases:
 1. ``burst``: the limit is unknown. Slow start: some attempts at once, and one more in flight for every second answer.
    If answers are slow, the number grows with time instead. N attempts pass before the first refusal.
 2. ``spread``: N attempts over a quarter of the period, then one at a time. A window refuses at N again. A token bucket
-   was refilled in the meantime, and the attempts that pass beyond N measure its rate. If N is below five, it is
-   confirmed before: by a second ``burst``, or because the server itself stated a short wait.
+   was refilled in the meantime, and the attempts that pass beyond N measure its rate. It also lets some attempts pass
+   after the first refusal, so that a slow burst is recognized as that of a bucket. If N is below five, it is confirmed
+   before: by a second ``burst``, or because the server itself stated a short wait.
 3. ``steady``: no more than the measured number per period: for a window within a quarter of it, for a bucket evenly.
 4. ``edge``, ``climb``: a test for a higher limit. ``edge`` sends one attempt at a time after a full window. ``climb``
    uses a higher rate, which also finds a period that is shorter than assumed. Each failed test delays the next one.
@@ -28,7 +29,7 @@ from lamella.rules.backoff import Backoff
 from lamella.rules.retry_after import LONGEST
 from lamella.throttle.estimate import ONE, SPREAD, Asked, Permit, RateEstimate, Wait
 from lamella.throttle.evidence import by_chance, closes, has_passed
-from lamella.throttle.learning import BIG_STEP, learn, look_for_more, settle
+from lamella.throttle.learning import BIG_STEP, is_wide, learn, look_for_more, settle
 from lamella.throttle.stated import StatedLimit, hear, wait_for_stated
 
 # In slow start, before the first refusal:
@@ -253,6 +254,7 @@ def answered(  # noqa: PLR0917 - by a keyword it would take a third longer, once
     late = took > _LATE * fastest
     estimate.record(min(permit.at + _counted_after(estimate), now) if late else now, permit.cost)
     estimate.passed += permit.cost
+    estimate.passed_end = max(estimate.passed_end, now)
     if estimate.untouched:
         estimate.since_trial += 1
         if learns:
@@ -280,9 +282,8 @@ def answered(  # noqa: PLR0917 - by a keyword it would take a third longer, once
         estimate.max_in_flight = float(in_flight)  # this many attempts in flight were not too many
     # While a small number is measured again, one attempt at a time costs one refusal.
     is_again = estimate.phase == "burst" and estimate.passed <= estimate.burst
-    if not is_again and (
-        not estimate.requests or in_flight + estimate.count(now - estimate.period) >= estimate.requests
-    ):
+    may_grow = not (is_again or (estimate.phase == "spread" and is_wide(estimate)))
+    if may_grow and (not estimate.requests or in_flight + estimate.count(now - estimate.period) >= estimate.requests):
         estimate.max_in_flight += _REGROWTH if estimate.max_in_flight < estimate.most else _GROWTH
         if estimate.is_sure:
             estimate.max_in_flight = min(estimate.max_in_flight, estimate.most_tried)
@@ -332,6 +333,8 @@ def refused(
         fewest, most = _FEW
         is_at_once = wait <= _BRIEF and now - estimate.began <= wait
         estimate.is_brief = is_at_once and fewest <= estimate.passed <= most - others
+    if not estimate.refusals:  # processes do not report their refusals in order
+        estimate.refused_end = min(estimate.refused_end, now) if estimate.trial_at >= 0 else now
     if not closes(estimate, permit, others):
         estimate.trial_until = until
         return None
