@@ -904,10 +904,10 @@ def test_the_second_round_tells_a_window_from_a_bucket(
     [
         (0.5, 123, 100.0, {}, True),
         (0.2, 123, 100.0, {}, False),  # a window lets none pass after the first refusal
-        (0.5, 123, 94.0, {}, False),  # the measurements do not agree
+        (0.5, 123, 97.0, {}, False),  # the measurements do not agree
         (0.5, 19, 15.0, {}, False),  # too few to measure it
         (0.5, 126, 100.0, {}, False),  # as many passed in both measurements, as with a window
-        (0.5, 126, 100.0, {"requests": 100.0}, True),  # but a bucket was already probable
+        (0.5, 126, 102.0, {"requests": 100.0}, True),  # but a bucket was already probable
         (0.5, 123, 100.0, {"phase": "steady", "requests": 123.0}, True),
         (0.5, 123, 100.0, {"phase": "edge", "good": 100.0}, True),
         (0.5, 123, 100.0, {"phase": "edge", "good": 115.0}, False),  # the test has found no more than before

@@ -27,8 +27,8 @@ _MANY: Final = 20  # attempts that must have passed to measure the size of a buc
 _FIRST: Final = 1.0  # round trips after the first refusal in which attempts still pass, so that it is probably a bucket
 _SECOND: Final = 0.25  # the same, if two measurements agree on its size
 _WIDE: Final = 1 / 8  # maximum attempts in flight beyond the size of a probable bucket, as a share of it
-_SAME_SIZE: Final = 0.03  # relative difference of two measured sizes of a bucket; points of unknown cost differ by more
 _ALIKE: Final = 0.05  # relative difference of numbers that count as equal; a difference of 1 always does
+_SAME_SIZE: Final = 0.03  # the same for two measured sizes of a bucket: two for points of an unknown cost differ more
 
 
 def learn(estimate: RateEstimate, now: float) -> None:
@@ -219,7 +219,7 @@ def _is_bucket(estimate: RateEstimate, before: float) -> bool:
 
     A bucket lets some attempts pass after the first refusal, and more of them if the measurement takes longer.
     """
-    if estimate.spread <= 1 or not _outlasts(estimate, _SECOND) or abs(estimate.size - before) > _SAME_SIZE * before:
+    if estimate.spread <= 1 or not _outlasts(estimate, _SECOND) or not _alike(estimate.size, before, _SAME_SIZE):
         return False
     if estimate.phase == "spread":
         return estimate.requests < estimate.burst or abs(estimate.passed - estimate.burst) > 1
@@ -266,8 +266,8 @@ def _unanswered(estimate: RateEstimate) -> float:
     return max(estimate.count(estimate.refused_began) - estimate.passed, 0.0)
 
 
-def _alike(passed: float, before: float) -> bool:
-    return before > 0 and abs(passed - before) <= max(before * _ALIKE, 1.0)
+def _alike(passed: float, before: float, most: float = _ALIKE) -> bool:
+    return before > 0 and abs(passed - before) <= max(before * most, 1.0)
 
 
 def _refill_rate(estimate: RateEstimate, took: float) -> float:
