@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import marshal
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import fields
@@ -108,11 +108,12 @@ def _packed(state: Any) -> bytes:
     names, usual = _new(kind)
     found = [getattr(state, name) for name in names]
     places = bytes(place for place, value in enumerate(found) if value != usual[place])
-    return marshal.dumps((_KINDS.index(kind), places, *(found[place] for place in places)))
+    values = _KINDS.index(kind), [*places], *(found[place] for place in places)
+    return json.dumps(values, separators=(",", ":")).encode()
 
 
 def _unpacked(packed: bytes) -> Any:
-    number, places, *values = marshal.loads(packed)  # noqa: S302 - from _packed
+    number, places, *values = json.loads(packed)
     kind = _KINDS[number]
     names, _ = _new(kind)
     return kind(**{names[place]: value for place, value in zip(places, values, strict=True)})
