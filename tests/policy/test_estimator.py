@@ -927,6 +927,37 @@ def test_two_measurements_that_agree_on_its_size_show_a_bucket(
         assert estimate.requests == size
 
 
+@pytest.mark.parametrize(
+    ("size", "known", "is_bucket"),
+    [
+        (100.0, {}, True),
+        (97.0, {}, False),  # the two differ
+        (100.0, {"requests": 100.5}, False),  # the rate is not too high, so something else refuses
+        (100.0, {"spread": 1.0}, False),
+        (100.0, {"chance": 0.01}, False),
+        (100.0, {"refused": 1}, False),
+    ],
+)
+def test_refusals_at_a_rate_that_is_too_high_show_the_bucket(
+    size: float, known: dict[str, Any], is_bucket: bool
+) -> None:
+    """The measurement took a bucket of 100 for a window of 125. Now some are refused, others pass between them."""
+    number = int(known.get("refused", 3))
+    usual: dict[str, Any] = {"requests": 125.0, "size": size, "look_at": 1e9, "period": 60.0, "fastest": 1.0}
+    state = {name: value for name, value in known.items() if name != "refused"}
+    estimate = steady(**(usual | state), log=[[1000.0, 1060.0, 99]], emptied_at=1000.0, passed=99)
+    for at in range(number):
+        permit = Permit(0, 1058.0 + at / 10, 6)
+        estimate.sent_at = 1058.4
+        assert refused(estimate, 1059.0 + at / 10, permit, Backoff(60), None, others=5) is None
+    estimate.sent_at = 1060.0
+    assert not answered(estimate, 1060.0, Permit(0, 1059.5), 0)
+    assert estimate.is_bucket is is_bucket
+    if is_bucket:
+        assert (estimate.phase, estimate.spread, estimate.trial_at) == ("steady", 1.0, -1.0)
+        assert estimate.requests == pytest.approx(100.0, abs=1.0)
+
+
 @pytest.mark.parametrize(("most", "grows"), [(12.0, 12.5), (12.5, 12.5)])
 def test_the_size_of_a_probable_bucket_is_measured_with_few_attempts_in_flight(most: float, grows: float) -> None:
     log = [[1000.0, 1009.0, 120]]

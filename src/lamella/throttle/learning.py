@@ -94,6 +94,21 @@ def is_wide(estimate: RateEstimate) -> bool:
     return estimate.requests < estimate.burst and estimate.max_in_flight >= _WIDE * estimate.requests
 
 
+def is_refilled(estimate: RateEstimate) -> bool:
+    """Return whether the last measurement and what has passed since show the same bucket. If so, use its rate.
+
+    Called when some attempts were refused at the steady rate of a window, and others passed between them.
+    """
+    size = _size(estimate)
+    if estimate.phase != "steady" or estimate.spread <= 1 or size > estimate.requests - 1:
+        return False
+    if not _alike(size, estimate.size, _SAME_SIZE):
+        return False
+    estimate.size, estimate.emptied_at, estimate.passed = size, estimate.passed_end, 0
+    _settle_bucket(estimate, estimate.passed_end)
+    return True
+
+
 def settle(
     estimate: RateEstimate, now: float, requests: float, *, on_trial: bool = False, failed: bool = False
 ) -> None:
