@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Final
 
 from lamella.throttle.estimate import Permit, RateEstimate
-from lamella.throttle.learning import is_refilled
+from lamella.throttle.learning import find_bucket
 
 _OPEN: Final = 3  # if this many attempts pass per refused one, the limit is not used up
 _TOLERATED: Final = 2.0  # refusals in quick succession that begin a trial where single refusals are tolerated
@@ -136,7 +136,7 @@ def _weigh(estimate: RateEstimate, permit: Permit) -> None:
     if permit.at <= estimate.trial_last:
         return  # it was sent before that refusal came
     refused, passed = estimate.trial_refused, _passed_at_once(estimate)
-    if refused > 1 and not estimate.chance and is_refilled(estimate):
+    if refused > 1 and not estimate.chance and find_bucket(estimate):
         estimate.trials = 0  # a bucket lets attempts pass between refused ones
     elif (refused > 1 or estimate.is_sure) and estimate.trial_size > _SAME * estimate.most > 0:
         if passed < estimate.most:

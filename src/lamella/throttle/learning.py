@@ -94,8 +94,8 @@ def is_wide(estimate: RateEstimate) -> bool:
     return estimate.requests < estimate.burst and estimate.max_in_flight >= _WIDE * estimate.requests
 
 
-def is_refilled(estimate: RateEstimate) -> bool:
-    """Return whether the last measurement and what has passed since show the same bucket. If so, use its rate.
+def find_bucket(estimate: RateEstimate) -> bool:
+    """Use the rate of a bucket if the last measurement and what has passed since show the same one. Return whether so.
 
     Called when some attempts were refused at the steady rate of a window, and others passed between them.
     """
