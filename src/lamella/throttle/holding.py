@@ -155,7 +155,8 @@ class Holding:
             for each in [each for each in self.pool if each.at < until]:
                 self.pool.remove(each)
                 self._give_back(each, now)
-        spare = min(self.spent, _MOST_SPARE) if cost == 1.0 else 0
+        # Twice as many as since the last exchange: without a limit a horizon ends before they are used.
+        spare = min(2 * self.spent, _MOST_SPARE) if cost == 1.0 else 0
         wanting = max(waiting - len(self.pool), 0) if cost == 1.0 else min(waiting, 1)
         holds = (*self.used.values(), *self.pool)
         return Report(self.name, tuple(self.outcomes), wanting, spare, waited, cost, holds)
