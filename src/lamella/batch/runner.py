@@ -174,8 +174,7 @@ class Batch(Generic[Item, Value]):
                 async with anyio.create_task_group() as tasks:
                     feeding = None if self._has_accounts else self._feeding
                     work = self._work(self._jobs, self._delivery, tasks, copy_context(), self._fail, feeding)
-                    for _ in range(self._at_once):
-                        tasks.start_soon(work.next)
+                    tasks.start_soon(work.run, self._at_once)
                     tasks.start_soon(self._feed_jobs)
         finally:
             self._delivery.end()

@@ -38,12 +38,21 @@ class Work(Generic[Item, Value]):
     stopped: dict[Hashable, Exception] = field(default_factory=dict)
     """The errors that have stopped an account."""
 
-    async def next(self) -> None:
-        """Try one item, then start a new task, so that context variables set by *function* stay with the item."""
-        job = await self.jobs.take()
-        if job is not None:
+    async def run(self, at_once: int) -> None:
+        """Try the jobs, each in a new task, so that context variables set by *function* stay with the item."""
+        free = anyio.Semaphore(at_once, fast_acquire=True)
+        while True:
+            await free.acquire()
+            job = await self.jobs.take()
+            if job is None:
+                return
+            self.context.run(self.tasks.start_soon, self._run, job, free)
+
+    async def _run(self, job: Job[Item], free: anyio.Semaphore) -> None:
+        try:
             await self._try(job)
-            self.context.run(self.tasks.start_soon, self.next)
+        finally:
+            free.release()
 
     async def _try(self, job: Job[Item]) -> None:
         """Call the function for an item. In an outage the item may be paused, which occupies no worker."""
