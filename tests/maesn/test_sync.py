@@ -211,7 +211,7 @@ class TestARun:
     async def test_an_older_position_does_not_replace_a_newer_one(self, sandbox: Sandbox, tmp_path: Path) -> None:
         """Pages end side by side, and what is told of them may come in another order."""
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
-            reading = Reading(session, journal, None)
+            reading = Reading(session, journal, None, 1)
             of = ListToRead(
                 Wanted("north", "bills"), maesn.source("bills", 5), None, Position(1, None, 0, None, 0, False)
             )

@@ -77,6 +77,11 @@ class Records(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def size(self) -> int:
+        """The number of characters of their JSON."""
+        return sum(map(len, self.texts))
+
     @overload
     def __getitem__(self, index: int) -> Record: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -15,11 +16,13 @@ from yarl import URL
 from lamella.batch import AccountStopped, ItemOutcome, Journal
 from lamella.errors import BadRequest, Forbidden, LamellaError, MethodNotAllowed, NotFound
 from lamella.sync.contact import Contact
+from lamella.sync.decode import Records
 from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
 from lamella.sync.lists import MOST_EMPTY
 from lamella.sync.marks import Position, Wanted, store
 from lamella.sync.page import List, Page, Place, honours_number, read_filled
 from lamella.sync.progress import Part, Progress, part_of
+from lamella.sync.room import PATIENCE, Room
 from lamella.sync.source import Source
 
 _OF_ONE_PAGE: Final = (LamellaError, EmptyPage, AnswerFailed, BadRecord)
@@ -86,9 +89,13 @@ class PageToRead:
 
 
 class PageSource:
-    """Yields the known pages, one of each list in turn. It ends when no page is being read that may lead to others."""
+    """Yields the known pages, one of each list in turn. It ends when no page is being read that may lead to others.
 
-    def __init__(self) -> None:
+    Args:
+        at_once: Maximum number of pages that have been yielded and have not ended.
+    """
+
+    def __init__(self, at_once: int) -> None:
         self.more: Callable[[], Awaitable[Sequence[NewList]]] = _no_more
         """Returns the next lists to read; none at the end. They are created in small groups, just before their first
         pages: with many accounts, all take much memory."""
@@ -96,6 +103,7 @@ class PageSource:
         self._lists: deque[tuple[ListToRead, int, Sequence[int], int, str | None]] = deque()
         """The lists with pages to read: list, walk, page numbers, the index of the next one, token."""
         self._running = 0
+        self._room = Room(at_once)
         self._changed = anyio.Event()
 
     def add(self, of: ListToRead, numbers: Sequence[int], token: str | None = None) -> None:
@@ -104,6 +112,10 @@ class PageSource:
             of.known = numbers[-1]
             self._lists.append((of, of.position.walk, numbers, 0, token))
             self._changed.set()
+
+    def holding(self, size: int) -> AbstractContextManager[None]:
+        """Hold a page that has arrived, with records of *size*, until it is stored. Then fewer others begin."""
+        return self._room.holding(size, self._running)
 
     def ended(self) -> None:
         """Record that one of the pages has ended."""
@@ -128,6 +140,10 @@ class PageSource:
 
     async def __anext__(self) -> PageToRead:
         while True:
+            while self._running >= self._room.number:
+                with anyio.move_on_after(PATIENCE):
+                    await self._wait()
+                self._room.grow_if_idle()
             while await self._take_new() or self._lists:
                 of, walk, numbers, index, token = self._lists.popleft()
                 place = Place(numbers[index], _records_before(of.position, numbers[index]), token)
@@ -140,8 +156,11 @@ class PageSource:
                     return page
             if not self._running:
                 raise StopAsyncIteration
-            self._changed = anyio.Event()
-            await self._changed.wait()
+            await self._wait()
+
+    async def _wait(self) -> None:
+        self._changed = anyio.Event()
+        await self._changed.wait()
 
 
 async def _no_more() -> Sequence[NewList]:
@@ -156,12 +175,13 @@ class Reading:
         session: aiohttp.ClientSession,
         journal: Journal,
         on_progress: Callable[[Progress], object] | None,
+        at_once: int,
     ) -> None:
         self._session = session
         self._journal = journal
         self._on_progress = on_progress
         self._contacts: defaultdict[str, Contact] = defaultdict(Contact)
-        self.pages: PageSource = PageSource()
+        self.pages: PageSource = PageSource(at_once)
 
     def begin(self, progress: Progress) -> None:
         """Start to report *progress*."""
@@ -186,9 +206,10 @@ class Reading:
             total=position.total,
         )
         found = await self._contacts[of.origin].read(read)
-        position = await self._store(page, found)
-        if position.doubtful:
-            position = await self._store(page, found, await honours_number(self._session, of.list))
+        with self.pages.holding(Records.of(found.records).size):
+            position = await self._store(page, found)
+            if position.doubtful:
+                position = await self._store(page, found, await honours_number(self._session, of.list))
         return position
 
     async def _store(self, page: PageToRead, found: Page, honours: bool | None = None) -> Position:
