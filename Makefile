@@ -43,7 +43,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types docs dist audit coverage lowest backends browser dask fleet bench bench-against bench-instructions bench-profile bench-storm bench-batch bench-sync bench-dask bench-fleet soak aiohttp-tests picture clean FORCE
+.PHONY: help demo test test-all lint format types docs dist audit coverage lowest backends browser dask test-fleet fleet bench bench-against bench-instructions bench-profile bench-storm bench-batch bench-sync bench-dask soak aiohttp-tests picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
@@ -106,7 +106,7 @@ browser: $(BROWSER)/.installed docs  ## Test the page of --report and the site i
 dask: $(DASK)/.installed  ## Test the sync on real Dask workers and on an S3 server (ARGS='-m slow': 20 random kills)
 	@$(DASK)/bin/python -m pytest --confcutdir tests/dask tests/dask $(ARGS)
 
-fleet: $(FLEET)/.installed  ## Test stores that processes share, against a real Redis and PostgreSQL
+test-fleet: $(FLEET)/.installed  ## Test stores that processes share, against a real Redis and PostgreSQL
 	@$(FLEET)/bin/python -m scripts.fleet -- \
 		$(FLEET)/bin/python -m pytest --confcutdir tests/fleet tests/fleet $(ARGS)
 
@@ -135,7 +135,7 @@ bench-sync: $(BENCH)/.installed  ## Compare a sync of 300,000 records with other
 bench-dask: $(DASK)/.installed  ## Compare a sync on Dask with the plain one, and measure its driver: five minutes
 	@$(DIRECT) $(DASK)/bin/python benchmarks/on_dask.py $(ARGS)
 
-bench-fleet: $(FLEET)/.installed  ## Measure processes on a real Redis and PostgreSQL: half an hour (ARGS='--store redis': half)
+fleet: $(FLEET)/.installed  ## Measure processes that share an account on a real Redis and PostgreSQL: half an hour (ARGS='--store redis': half)
 	@$(DIRECT) $(FLEET)/bin/python benchmarks/fleet.py $(ARGS)
 
 soak: $(BENCH)/.installed  ## Sync for ten minutes under random faults and check for leaks

@@ -396,7 +396,7 @@ def page(limited: Sequence[Sequence[Measured]], free: Sequence[str], outages: Se
 
 Processes make calls to one account by a store that they share: a real Redis or PostgreSQL on the same machine. The
 server allows {REQUESTS} requests a second and answers after {LATENCY * 1000:.0f} ms; it is in one more process.
-`make bench-fleet` wrote this page. A row with several runs shows the worst figure of them in each column.
+`make fleet` wrote this page. A row with several runs shows the worst figure of them in each column.
 
 - **time**: from the start to the last response, as a multiple of the shortest time that the limit allows.
 - **last / first**: how much later the last process ends than the first.

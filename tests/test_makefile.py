@@ -22,8 +22,8 @@ PLACES = ["lamella", "größe 1/lamella", """[x] it's "a" $HOME ;&|%s *?#/lamell
 EACH_PLACE = [PLACES[2], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES if place != PLACES[2])]
 TARGETS = [
     *("demo", "test", "test-all", "lint", "format", "types", "docs", "dist", "audit", "coverage", "lowest"),
-    *("backends", "browser", "dask", "fleet"),
-    *("bench", "bench-instructions", "bench-storm", "bench-batch", "bench-sync", "bench-dask", "bench-fleet"),
+    *("backends", "browser", "dask", "test-fleet", "fleet"),
+    *("bench", "bench-instructions", "bench-storm", "bench-batch", "bench-sync", "bench-dask"),
     *("soak", "picture"),
 ]
 # It notes how it is run. An environment that it makes has an interpreter like it, and nothing else.

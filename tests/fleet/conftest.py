@@ -1,4 +1,4 @@
-"""The Redis and the PostgreSQL that `make fleet` has started; without them nothing is collected here."""
+"""The Redis and the PostgreSQL that `make test-fleet` has started; without them nothing is collected here."""
 
 from __future__ import annotations
 
