@@ -39,7 +39,7 @@ class Room:
         """The most bytes held since the pages below were counted."""
         self._largest = 0
         self._stored = 0
-        self._moved = -PATIENCE
+        self._moved = anyio.current_time()
         """When a page was last stored, or the number grew without one."""
 
     @contextmanager
