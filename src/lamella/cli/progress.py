@@ -101,12 +101,12 @@ class Watch:
             return None
         now = self._clock()
         parts = progress.parts.values()
-        pages = sum(part.pages for part in parts)
+        accounts = tuple(self._accounts(progress.parts))
+        pages = sum(account.pages for account in accounts)
         expected, guessed = _expected(parts)
         outage = progress.outage
         self._down_since = None if outage is None else now if self._down_since is None else self._down_since
         recent, long = self._rates(now, pages)
-        accounts = tuple(self._accounts(progress.parts))
         for account in accounts:
             if account.running:
                 self._first.setdefault(account.name, (now, account.pages))
@@ -124,11 +124,11 @@ class Watch:
             pages=pages,
             expected=expected,
             guessed=guessed,
-            records=sum(part.records for part in parts),
+            records=sum(account.records for account in accounts),
             parts=len(parts),
             done=sum(part.done for part in parts),
             skipped=sum(part.skipped for part in parts),
-            failed=sum(state_of(part) == "failed" for part in parts),
+            failed=sum(len(account.failed) for account in accounts),
             elapsed=now - self._began,
             rate=recent,
             left=left,

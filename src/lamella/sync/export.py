@@ -23,9 +23,9 @@ from lamella.sync.tables import NO_TABLES, Misfits, Table, check_tables
 from lamella.sync.typed import Empty, OnMisfit, files_beside, names_of_empty, parquet_tables, sqlite_tables, stale
 from lamella.threads import run_to_its_end
 
-_ROWS: Final = 250
+_ROWS: Final = 1000
 """Maximum number of records per read: a few milliseconds, so that commits can run in between."""
-_PAGE_SIZE: Final = 1_000_000
+_PAGE_SIZE: Final = 4_000_000
 """Maximum characters of records per read, and so in memory, unless a single record is larger."""
 _GROUP_SIZE: Final = 32_000_000
 """Bytes of records in a row group of Parquet, which is also kept in memory."""

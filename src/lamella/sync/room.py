@@ -8,9 +8,9 @@ from typing import Final
 
 import anyio
 
-_BYTES: Final = 4 * 2**20
+_BYTES: Final = 2 * 2**20
 """The records that may wait for the journal, as JSON. Pages that arrive together may exceed it for a moment."""
-_FIRST: Final = 32
+_FIRST: Final = 16
 """Pages in flight at the beginning, when the size of a page is not known."""
 _FEWEST: Final = 4
 _SMALL: Final = 16

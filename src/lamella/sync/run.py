@@ -101,7 +101,7 @@ async def run(
         identity: Returns a text for an account, such as its company. If the text differs from that of the previous run,
             all stored records of the account are dropped, and it is read from the beginning.
         at_once: Maximum number of pages read concurrently. None means as many as the accounts may have, up to 1,000.
-            Fewer are read while records of more than about 4 MiB wait for the journal.
+            Fewer are read while records of more than about 2 MiB wait for the journal.
         at_once_per_account: Maximum number of pages of one account read concurrently.
         patience: Maximum total pause of a page by outages, in seconds. None means no limit.
         on_progress: Called at the beginning and after each change of a part.
