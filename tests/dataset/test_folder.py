@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +164,37 @@ class TestDamage:
         assert (shard, report.done) == (0, False)
         assert f"journals/{journal.name} is {'missing' if change == 'remove' else 'not as it was committed'}" in error
         assert records_in(tmp_path / "out") == expected_of(sandbox)
+
+    @pytest.mark.parametrize("left", ["files and folder", "files", "runs"])
+    async def test_missing_commits_are_reported_and_nothing_is_removed(
+        self, sandbox: Sandbox, sync_to: SyncTo, tmp_path: Path, left: str
+    ) -> None:
+        place = tmp_path / "out"
+        for folder in ["commits"] if left != "runs" else ["commits", "data", "journals"]:
+            shutil.rmtree(place / folder)
+        if left == "files and folder":
+            (place / "commits" / "00000").mkdir(parents=True)
+        before = sorted(place.rglob("*"))
+        what = (
+            "there is no commit, but a run has" if left == "runs" else "commits/00000 has no commit, but data"
+        )
+        for use in (dataset.verify, dataset.files, dataset.shards):
+            with pytest.raises(DatasetError, match=what):
+                use(place)
+        for resume in (False, True):
+            with pytest.raises(DatasetError, match=what):
+                await sync_to(sandbox, shards=1, resume=resume)
+        assert dataset.clean(place, older_than=0) == []
+        assert sorted(place.rglob("*")) == before
+
+    async def test_the_missing_commits_of_one_shard_are_reported(
+        self, make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
+    ) -> None:
+        await sync_to(await make_sandbox(accounts=[Account(f"key-{number}", records=3) for number in range(9)]))
+        [first, *_] = dataset.shards(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out" / "commits" / f"{first.shard:05d}")
+        with pytest.raises(DatasetError, match=f"commits/{first.shard:05d} has no commit"):
+            dataset.verify(tmp_path / "out")
 
 
 class TestVerify:

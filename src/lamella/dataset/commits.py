@@ -23,10 +23,12 @@ from lamella.dataset.storage import Storage, storage_at
 _FORMAT: Final = 1
 _ABOUT: Final = "dataset.json"
 _NAME: Final = re.compile(r"commits/([0-9]{5})/([0-9]{12})\.json")
+FILE_NAME: Final = re.compile(r"(?:data/[^/]+|journals)/([0-9]{5})-e([0-9]{8})-[0-9a-f]{16}\.[a-z]+")
 _KEPT: Final = 2
 """How many commits of a shard are kept: a reader may still read the last but one."""
 _TRIES: Final = 20
 
+RUNS: Final = "runs"
 SHARDS: Final = 64
 _MOST_SHARDS: Final = 99_999
 SUFFIXES: Final = (".jsonl", ".parquet")
@@ -201,6 +203,26 @@ class Dataset:
     def last_number(self, shard: int) -> int:
         """Return the number of the last commit of a shard, or 0 if there is none."""
         return max(self._numbers(shard), default=0)
+
+    def check_commits(self) -> None:
+        """Check that each shard with files has a commit: a worker commits its claim before it writes a file.
+
+        Raises:
+            DatasetError: The commits of a shard, or all of them, are missing.
+        """
+        # List the files first: a worker may claim its shard in the meantime.
+        names = [name for folder in ("data", "journals") for name in self.storage.sizes(folder)]
+        found = [(int(match[1]), match[0]) for match in map(FILE_NAME.fullmatch, names) if match is not None]
+        ends = [name for name in self.storage.sizes(RUNS) if name.endswith(".ended.json")]
+        shards = {shard for shard, _ in self._commits("commits")}
+        lost = min((each for each in found if each[0] not in shards), default=None)
+        if lost is not None:
+            missing, why = f"commits/{lost[0]:05d} has no commit", f"{lost[1]} belongs to one"
+        elif not shards and any(json.loads(self.storage.read(name)).get("parts") for name in ends):
+            missing, why = "there is no commit", "a run has committed records"
+        else:
+            return
+        raise DatasetError(f"{self.place}: {missing}, but {why}; restore the dataset from a backup")
 
     def all_last(self) -> Iterator[Commit]:
         """Yield the last commit of each shard that has one. A commit has the marks of all accounts of its shard."""

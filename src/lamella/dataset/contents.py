@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -14,13 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from lamella.checks import check_seconds
-from lamella.dataset.commits import Commit, Dataset, DatasetError, File
+from lamella.dataset.commits import FILE_NAME, Commit, Dataset, DatasetError, File
 from lamella.dataset.storage import is_temporary
 from lamella.sync.decode import text_of
 from lamella.sync.stored import has_table
 
 RECORDS: Final = "records"
-_NAME: Final = re.compile(r"(?:data/[^/]+|journals)/([0-9]{5})-e([0-9]{8})-[0-9a-f]{16}\.[a-z]+")
 DAY: Final = 86400.0
 
 
@@ -43,7 +41,7 @@ def name_of(table: str, commit: Commit, token: str, suffix: str) -> str:
 
 def epoch_of(name: str) -> int:
     """Return the epoch of the worker that has written a file with a name of :func:`name_of`."""
-    found = _NAME.fullmatch(name)
+    found = FILE_NAME.fullmatch(name)
     if found is None:
         raise ValueError(f"{name!r} is not the name of a data file or a journal")
     return int(found[2])
@@ -59,9 +57,10 @@ def files(place: str | os.PathLike[str], table: str = RECORDS) -> list[str]:
         table: ``"records"``, or the name of a typed table.
 
     Raises:
-        DatasetError: There is no dataset.
+        DatasetError: There is no dataset, or commits are missing.
     """
     dataset = Dataset.open(place)
+    dataset.check_commits()
     return [
         dataset.storage.location(each.name) for commit in dataset.all_last() for each in commit.files.get(table, ())
     ]
@@ -71,9 +70,11 @@ def shards(place: str | os.PathLike[str]) -> list[Commit]:
     """Return the last commit of each shard that has one.
 
     Raises:
-        DatasetError: There is no dataset.
+        DatasetError: There is no dataset, or commits are missing.
     """
-    return list(Dataset.open(place).all_last())
+    dataset = Dataset.open(place)
+    dataset.check_commits()
+    return list(dataset.all_last())
 
 
 def verify(place: str | os.PathLike[str]) -> list[Fault]:
@@ -83,9 +84,10 @@ def verify(place: str | os.PathLike[str]) -> list[Fault]:
     in the shard of its account. The marks of a commit must be equal to those of its journal.
 
     Raises:
-        DatasetError: There is no dataset, or a commit is damaged.
+        DatasetError: There is no dataset, or a commit is missing or damaged.
     """
     dataset = Dataset.open(place)
+    dataset.check_commits()
     return [fault for commit in dataset.all_last() for fault in _faults(dataset, commit)]
 
 
@@ -93,7 +95,7 @@ def clean(place: str | os.PathLike[str], *, older_than: float = DAY) -> list[str
     """Remove the obsolete files and return their names.
 
     These are replaced files, and files of workers that have lost their shard. A running worker loses nothing: the files
-    that it has not committed yet have the current epoch of its shard.
+    that it has not committed yet have the current epoch of its shard. Files of a shard without a commit are kept.
 
     Args:
         place: The folder or the URL of the dataset.
@@ -120,7 +122,7 @@ def clean(place: str | os.PathLike[str], *, older_than: float = DAY) -> list[str
 
 
 def _is_garbage(name: str, last: Mapping[int, tuple[int, set[str]]]) -> bool:
-    found = _NAME.fullmatch(name)
+    found = FILE_NAME.fullmatch(name)
     if found is None:
         return is_temporary(name)
     epoch, referenced = last.get(int(found[1]), (0, set[str]()))

@@ -16,7 +16,7 @@ from opentelemetry import propagate
 from opentelemetry.trace import TracerProvider
 
 from lamella.checks import check_seconds
-from lamella.dataset.commits import Dataset
+from lamella.dataset.commits import RUNS, Dataset
 from lamella.dataset.contents import clean
 from lamella.dataset.work import NO_OPTIONS, Count, OnCount, Outcome, Result, Work
 from lamella.redaction import redact_text
@@ -34,7 +34,6 @@ _TRIES: Final = 4
 """How many times a shard is submitted again if its workers are lost without a commit."""
 _GRACE: Final = 20.0
 """Seconds in which the shards must end after the run is cancelled."""
-_RUNS: Final = "runs"
 
 
 _Task: TypeAlias = "asyncio.Task[Outcome | str]"
@@ -182,7 +181,7 @@ async def sync_shards(
     Raises:
         ValueError: An argument is out of its range; before anything is done.
         lamella.sync.TooManyDeparted: More accounts would be forgotten than stay; before anything is done.
-        DatasetError: The dataset cannot be read or written.
+        DatasetError: The dataset cannot be read or written, or commits are missing.
     """
     check_seconds("checkpoint", checkpoint)
     check_seconds("watch", watch)
@@ -193,6 +192,8 @@ async def sync_shards(
             f"typed tables need a dataset of .parquet files, and {dataset.place} is one of {dataset.suffix}"
         )
     began = time.monotonic()
+    # Without them, all records would be read again, and those of departed accounts would be lost.
+    await asyncio.to_thread(dataset.check_commits)
     if departed == "forget":
         await asyncio.to_thread(_check_departed, dataset, set(accounts))
     number, resumed = await asyncio.to_thread(_number, dataset, resume=resume)
@@ -229,7 +230,7 @@ async def sync_shards(
         async with engine:
             await _drive(engine, dataset, works, run)
     ended = {"run": number, **asdict(run.result), "errors": run.errors}
-    await asyncio.to_thread(dataset.storage.put_new, f"{_RUNS}/{number:08d}.ended.json", json.dumps(ended).encode())
+    await asyncio.to_thread(dataset.storage.put_new, f"{RUNS}/{number:08d}.ended.json", json.dumps(ended).encode())
     await asyncio.to_thread(clean, dataset.place)
     took = time.monotonic() - began
     return DatasetReport(number, resumed, len(order) + skipped, skipped, run.result, tuple(run.errors), took)
@@ -237,7 +238,7 @@ async def sync_shards(
 
 def last_run(place: str | os.PathLike[str]) -> tuple[int, bool]:
     """Return the number of the last run of a dataset, or 0 if there was none, and whether it has ended."""
-    names = [name.rpartition("/")[2] for name in Dataset.open(place).storage.sizes(_RUNS)]
+    names = [name.rpartition("/")[2] for name in Dataset.open(place).storage.sizes(RUNS)]
     numbers = [int(name[:8]) for name in names if name[:8].isdigit()]
     last = max(numbers, default=0)
     return last, not last or f"{last:08d}.ended.json" in names
@@ -250,7 +251,7 @@ def _number(dataset: Dataset, *, resume: bool) -> tuple[int, bool]:
         if resume and last:
             return last, True
         about = json.dumps({"run": last + 1, "began": time.time(), "id": uuid4().hex}).encode()
-        if dataset.storage.put_new(f"{_RUNS}/{last + 1:08d}.json", about):
+        if dataset.storage.put_new(f"{RUNS}/{last + 1:08d}.json", about):
             return last + 1, False
 
 
