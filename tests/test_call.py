@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
@@ -16,7 +16,7 @@ from tests.layering import together
 from tests.local_store import Database, LocalStore
 from tests.servers import Handler, serving
 
-from lamella import Breaker, HeaderAuth, MemoryStore, Retry, Throttle, maesn, stack
+from lamella import Breaker, HeaderAuth, Limit, MemoryStore, Retry, Throttle, maesn, stack
 from lamella.call import Call
 
 Middlewares = Iterable[aiohttp.ClientMiddlewareType]
@@ -111,18 +111,52 @@ def test_layers_may_be_used_in_a_fork_made_in_a_running_loop() -> None:
 
     async def fork() -> int:
         assert await _call(_at_once, middlewares) == 200
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # threads, which are not used here
-            forked = os.fork()
-        if forked:
-            return (await asyncio.to_thread(os.waitpid, forked, 0))[1]
-        try:
-            asyncio.run(_call(_at_once, middlewares))
-        except BaseException:  # noqa: BLE001 - nothing of the other process may run here
-            os._exit(1)
-        os._exit(0)
+        return await _in_a_fork(_call(_at_once, middlewares))
 
     assert asyncio.run(fork()) == 0
+
+
+def test_a_fork_does_not_wait_for_the_calls_of_the_other_process() -> None:
+    layers = (Throttle(RULES, limits=Limit(concurrent=1)),)
+
+    async def get(url: str, path: str) -> None:
+        async with asyncio.timeout(HANGS), aiohttp.ClientSession(url, middlewares=layers) as session, session.get(path):
+            pass
+
+    async def fork() -> int:
+        came, ends = asyncio.Event(), asyncio.Event()
+
+        async def answer(request: web.BaseRequest) -> web.StreamResponse:
+            if request.path == "/slow":
+                came.set()
+                await ends.wait()
+            return web.Response()
+
+        async with serving(answer) as url:
+            calls = [asyncio.create_task(get(url, path)) for path in ("/slow", "/queued")]
+            await came.wait()
+            status = await _in_a_fork(get(url, "/of-the-fork"))
+            assert not any(call.done() for call in calls)
+            ends.set()
+            await asyncio.gather(*calls)
+            return status
+
+    assert asyncio.run(fork()) == 0
+
+
+async def _in_a_fork(call: Coroutine[None, None, object]) -> int:
+    """Run *call* in a fork of this process and return the exit status of the fork."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads, which are not used here
+        forked = os.fork()
+    if forked:
+        call.close()
+        return (await asyncio.to_thread(os.waitpid, forked, 0))[1]
+    try:
+        asyncio.run(call)
+    except BaseException:  # noqa: BLE001 - nothing of the other process may run here
+        os._exit(1)
+    os._exit(0)
 
 
 def _with(kind: type[Throttle | Retry | Breaker], store: MemoryStore | LocalStore) -> Throttle | Retry | Breaker:

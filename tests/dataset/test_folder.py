@@ -175,9 +175,7 @@ class TestDamage:
         if left == "files and folder":
             (place / "commits" / "00000").mkdir(parents=True)
         before = sorted(place.rglob("*"))
-        what = (
-            "there is no commit, but a run has" if left == "runs" else "commits/00000 has no commit, but data"
-        )
+        what = "there is no commit, but a run has" if left == "runs" else "commits/00000 has no commit, but data"
         for use in (dataset.verify, dataset.files, dataset.shards):
             with pytest.raises(DatasetError, match=what):
                 use(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import signal
@@ -67,6 +68,37 @@ def call_in_forks(url: str, store_url: str, calls: int, pipe: Connection) -> Non
             os._exit(0)  # not the end of the other process
         forks.append(forked)
     pipe.send(sum(os.waitpid(forked, 0)[1] != 0 for forked in forks))
+
+
+def fork_during_calls(url: str, store_url: str, calls: int, pipe: Connection) -> None:
+    """Fork while so many calls are in flight or wait, make as many in the fork, and return how much has failed."""
+    warnings: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("lamella").addHandler(handler)
+    store = store_of(store_url)
+    layers = stack(RULES, account=lambda _: "one", store=store, limits=Limit(REQUESTS, per=PER))
+
+    async def make() -> None:
+        async with asyncio.timeout(PROCESS_SECONDS / 2), store, aiohttp.ClientSession(middlewares=layers) as session:
+            await asyncio.gather(*(session.get(url) for _ in range(calls)))
+
+    async def both() -> int:
+        making = asyncio.create_task(make())
+        await asyncio.sleep(0.5)
+        if (forked := os.fork()) == 0:
+            try:
+                asyncio.run(make())
+                os._exit(len(warnings))
+            finally:
+                os._exit(1)
+        await making
+        _, status = await asyncio.to_thread(os.waitpid, forked, 0)
+        return len(warnings) + (status != 0)
+
+    pipe.send("ready")
+    pipe.recv()
+    pipe.send(asyncio.run(both()))
 
 
 @dataclass
@@ -142,6 +174,12 @@ async def test_the_forks_of_a_process_respect_a_stated_limit(redis_place: RedisP
     server = Server()
     assert await run(server, redis_place.url, processes=1, calls=15, target=call_in_forks) == [0]
     assert (server.came, server.refused) == (31, 0)
+
+
+async def test_a_fork_during_calls_shares_the_limit_and_no_connection(place: Place) -> None:
+    server = Server()
+    assert await run(server, place.url, processes=1, calls=50, target=fork_during_calls) == [0]
+    assert (server.came, server.refused) == (100, 0)
 
 
 async def test_other_processes_continue_after_a_kill(redis_place: RedisPlace) -> None:

@@ -97,16 +97,21 @@ class NetworkStore(ABC):
         """Maximum error of `ahead` in seconds: half the duration of the exchange that determined it."""
         self.holders: WeakSet[Holder] = WeakSet()
         """Those that report for the last time when the store is closed."""
-        self.wakeups: Wakeups = Wakeups(self.listen)
-        """Wakes the holders of this process when others send their names."""
         self._fastest = float("inf")
-        self._queue: list[tuple[Swap, asyncio.Future[Swapped]]] = []
-        self._sender: asyncio.Task[None] | None = None
-        self._loop_in_use: asyncio.AbstractEventLoop | None = None
+        self.begin()
         self._closed_in: asyncio.AbstractEventLoop | None = None
         self._failed: float | None = None  # time of the last failure by the loop's clock. None: the store works
         self._warned = False  # since a state was stored: a store that is full or read-only still answers
         self._seen: OrderedDict[str, tuple[str, str]] = OrderedDict()  # version and state by key, for `update`
+        _STORES.add(self)
+
+    def begin(self) -> None:
+        """Begin without connections and tasks, at first and in a fork of the process."""
+        self.wakeups: Wakeups = Wakeups(self.listen)
+        """Wakes the holders of this process when others send their names."""
+        self._queue: list[tuple[Swap, asyncio.Future[Swapped]]] = []
+        self._sender: asyncio.Task[None] | None = None
+        self._loop_in_use: asyncio.AbstractEventLoop | None = None
 
     def work_in(self, loop: asyncio.AbstractEventLoop) -> None:
         """Serve the calls of *loop*.
@@ -278,6 +283,21 @@ class NetworkStore(ABC):
                 return result
             text = found or text  # restore a state that the store has lost
         raise StoreUnavailable
+
+
+_STORES: Final[WeakSet[NetworkStore]] = WeakSet()
+_INHERITED: Final[list[object]] = []
+"""Connections of the process that this one is a fork of. Closing them here would cut that process off as well."""
+
+
+def _forked() -> None:
+    for store in list(_STORES):
+        _INHERITED.append(vars(store).copy())
+        store.begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def _done_before(swap: Swap, reply: Swapped) -> Swapped:

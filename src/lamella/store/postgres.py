@@ -103,7 +103,6 @@ class PostgresStore(NetworkStore):
             import asyncpg
         except ImportError:
             raise ImportError("PostgresStore needs asyncpg: install lamella[postgres]") from None
-        super().__init__(ttl=ttl)
         if not dsn.startswith(_URLS):
             raise ValueError(f"dsn must begin with {' or '.join(_URLS)}")  # it may hold a password
         if not _TABLE.fullmatch(table):
@@ -111,7 +110,6 @@ class PostgresStore(NetworkStore):
         self._asyncpg: Any = asyncpg
         self._dsn = dsn
         self._table = table
-        self._opening: asyncio.Task[Any] | None = None  # its result is the connection
         self._remove_at = 0.0  # by the loop's clock
         quoted = ".".join(f'"{part}"' for part in table.split("."))
         self._create = _CREATE.format(table=quoted, lock=_LOCK)
@@ -119,6 +117,12 @@ class PostgresStore(NetworkStore):
         self._stored = _STORED.format(table=quoted)
         self._count = _COUNT.format(table=quoted)
         self._remove = _REMOVE.format(table=quoted, removed=_REMOVED)
+        super().__init__(ttl=ttl)
+
+    def begin(self) -> None:
+        """Begin without connections and tasks."""
+        super().begin()
+        self._opening: asyncio.Task[Any] | None = None  # its result is the connection
 
     async def _connected(self) -> Any:
         loop = asyncio.get_running_loop()

@@ -61,7 +61,6 @@ class RedisStore(NetworkStore):
             from redis.asyncio.connection import parse_url
         except ImportError:
             raise ImportError("RedisStore needs redis-py: install lamella[redis]") from None
-        super().__init__(ttl=ttl)
         try:
             parse_url(url)  # fail now, not at the first call
         except ValueError:  # whose message may contain a part of the password
@@ -71,8 +70,13 @@ class RedisStore(NetworkStore):
             ) from None
         self._url = url
         self._prefix = prefix
-        self._client: Any = None
         self._is_cluster = False  # whether other nodes have some of the keys
+        super().__init__(ttl=ttl)
+
+    def begin(self) -> None:
+        """Begin without connections and tasks."""
+        super().begin()
+        self._client: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _connected(self) -> Any:

@@ -33,20 +33,17 @@ class Wakeups:
         listen: Implements :meth:`lamella.store.network.NetworkStore.listen`.
     """
 
-    __slots__ = ("_holders", "_id", "_listen", "_pause", "_process", "_task")
+    __slots__ = ("_holders", "_id", "_listen", "_pause", "_task")
 
     def __init__(self, listen: Callable[[str, Callable[[str], None]], Awaitable[None]]) -> None:
         self._listen = listen
-        self._id = ""
-        self._process: int | None = None  # to which the name belongs
+        self._id = os.urandom(ID // 2).hex()
         self._holders: WeakValueDictionary[str, Sleeper] = WeakValueDictionary()
         self._task: asyncio.Task[None] | None = None
         self._pause = _PAUSE[0]
 
     def add(self, holder: Sleeper) -> str:
         """Return a new name for *holder*, by which other processes wake it."""
-        if self._process != os.getpid():  # also after a fork
-            self._process, self._id = os.getpid(), os.urandom(ID // 2).hex()
         name = self._id + os.urandom(ID // 2).hex()
         self._holders[name] = holder
         return name

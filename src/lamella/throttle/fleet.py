@@ -112,11 +112,8 @@ class Lease:
         return asyncio.get_running_loop().time() + self._seen.ahead
 
     def begin(self) -> None:
-        """Forget the timer and the exchange of an event loop that has ended, and after a fork the permits."""
+        """Forget the timer and the exchange of an event loop that has ended."""
         self._timer = self._task = None
-        if self._process != (process := os.getpid()):  # the name and the permits are those of the other process
-            self._process, self._local, self._aside = process, None, []
-            self.holding = Holding(self._store.wakeups.add(self))
 
     def at_once(self) -> Permit | None:
         """Return an available permit. None: no permit is available."""
@@ -170,7 +167,7 @@ class Lease:
     def leave(self) -> Awaitable[object] | None:
         """Report for the last time, and release the unused permits. None: there is nothing to report."""
         if self._process != os.getpid():
-            self.begin()
+            return None  # a fork: the permits are those of the other process
         self.holding.release(self.now())
         return self._leave() if self._reports else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
@@ -123,6 +124,7 @@ class Throttle(Layer):
         self._splits = scope is None and self._state.memory is not None
         """Whether the limits of parts are found."""
         self._report = Report(tracer_provider, meter_provider, show_key=show_key)
+        self._process = os.getpid()
         self._permits: dict[Call, tuple[Account, Permit, RateEstimate | None, Held]] = {}
         """The permits of the attempts in flight. The estimate is set if it is in memory, to avoid a second look-up."""
         self._accounts: OrderedDict[str, Account] = OrderedDict()  # the most recently used one is at the end
@@ -133,9 +135,7 @@ class Throttle(Layer):
         *origin* is a URL of its server. *key* and *scope* are the values that the functions of the layer return.
         """
         account = self._accounts.get(account_name(origin, key, scope))
-        if account is None:
-            return 0.0
-        return max(account.queue.blocked_until - asyncio.get_running_loop().time(), 0.0)
+        return 0.0 if account is None else max(account.queue.blocked_until - asyncio.get_running_loop().time(), 0.0)
 
     def state(self, origin: URL, key: str | None = None, scope: str | None = None) -> Belief:
         """Return the estimated limits of an account, as far as this process knows.
@@ -147,13 +147,10 @@ class Throttle(Layer):
         stations = () if account is None else account.stations
         left = [each for station in stations if isinstance(station, Quota) for each in station.uses()]
         if estimate.stated:
-            left += stated_now(estimate, self._now(account))
+            left += stated_now(estimate, (self._state if account is None else account.lease or self._state).now())
         parts = () if account is None or account.parts is None else account.parts.accounts.values()
         in_parts = tuple((each.part, believed(self._estimate(each.name), None)) for each in parts)
         return replace(believed(estimate, self._stated, left), parts=in_parts)
-
-    def _now(self, account: Account | None) -> float:
-        return (self._state if account is None or account.lease is None else account.lease).now()
 
     def _estimate(self, name: str) -> RateEstimate:
         account = None if self._fleet is None else self._accounts.get(name)
@@ -164,6 +161,10 @@ class Throttle(Layer):
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._state.work_in(loop)
         self._used.work_in(loop)
+        if self._process != (process := os.getpid()):  # in a fork, the calls so far are those of the other process
+            self._process, self._permits, self._accounts = process, {}, OrderedDict()
+            if self._quotas is not None:
+                self._quotas.clear()
         for each in (*self._accounts.values(), *(self._quotas or ())):
             if each.lease is not None:
                 each.lease.begin()

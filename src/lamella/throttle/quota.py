@@ -227,6 +227,10 @@ class Quotas:
     def __iter__(self) -> Iterator[Quota]:
         return iter(self._quotas.values())
 
+    def clear(self) -> None:
+        """Forget all quotas. Their usage stays in the store."""
+        self._quotas = OrderedDict()
+
     def passage(self, request: aiohttp.ClientRequest, account: Station, count: Count) -> Passage:
         """Return the stations that *request* of *account* has to pass. *count* is passed to the queues."""
         before: list[Station] = []
