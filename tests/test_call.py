@@ -16,7 +16,7 @@ from tests.layering import together
 from tests.local_store import Database, LocalStore
 from tests.servers import Handler, serving
 
-from lamella import Breaker, HeaderAuth, Limit, MemoryStore, Retry, Throttle, maesn, stack
+from lamella import Breaker, HeaderAuth, Limit, MemoryStore, Retry, Throttle, Token, Tokens, maesn, stack
 from lamella.call import Call
 
 Middlewares = Iterable[aiohttp.ClientMiddlewareType]
@@ -139,6 +139,34 @@ def test_a_fork_does_not_wait_for_the_calls_of_the_other_process() -> None:
             assert not any(call.done() for call in calls)
             ends.set()
             await asyncio.gather(*calls)
+            return status
+
+    assert asyncio.run(fork()) == 0
+
+
+def test_a_fork_does_not_wait_for_a_token_of_the_other_process() -> None:
+    ends: list[asyncio.Event] = []
+
+    async def fetch() -> Token:
+        if not ends:
+            ends.append(asyncio.Event())
+            await ends[0].wait()
+        return Token("secret")
+
+    layers = (HeaderAuth({"Authorization": Tokens(fetch)}),)
+
+    async def get(url: str) -> None:
+        async with asyncio.timeout(HANGS), aiohttp.ClientSession(url, middlewares=layers) as session, session.get("/"):
+            pass
+
+    async def fork() -> int:
+        async with serving(_at_once) as url:
+            call = asyncio.create_task(get(url))
+            while not ends:  # noqa: ASYNC110 - a few turns of the loop
+                await asyncio.sleep(0)
+            status = await _in_a_fork(get(url))
+            ends[0].set()
+            await call
             return status
 
     assert asyncio.run(fork()) == 0

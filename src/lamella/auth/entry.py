@@ -8,6 +8,7 @@ from math import inf
 from typing import Final
 
 from lamella.auth.token import Held
+from lamella.pipeline import runs_beside
 
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
@@ -36,8 +37,8 @@ class Fetch:
         """The number of waiting calls; infinity for a background fetch."""
 
     def is_lost(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Return whether the fetch belongs to another loop than *loop*, one that is not running."""
-        return self.loop is not loop and not self.loop.is_running()
+        """Return whether the fetch belongs to another loop than *loop*, one that is not running in this process."""
+        return self.loop is not loop and not runs_beside(self.loop, loop)
 
     def leave(self) -> bool:
         """Remove one waiting call. Return whether it was the last one."""
