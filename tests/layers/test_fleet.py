@@ -115,6 +115,16 @@ async def test_all_processes_respect_a_stated_limit(serve: Serve, kind: str) -> 
     assert fleet.database.asked <= 150
 
 
+async def test_a_jump_of_the_clock_of_the_store_lets_no_more_calls_pass(serve: Serve) -> None:
+    server = Server(limit_of("fixed").limiter())
+    fleet = Fleet(await serve(server), limits=Limit(REQUESTS, per=1))
+    for seconds, jump in ((0.5, 3600.0), (1.6, -3600.0), (2.3, 3600.0)):
+        asyncio.get_running_loop().call_later(seconds, fleet.database.jump, jump)
+    took = await fleet.run(3, 50)
+    assert (fleet.lost, server.refused, server.came) == (0, 0, 150)
+    assert took <= 1.15 * 3 + 2.0
+
+
 @pytest.mark.slow
 async def test_all_processes_learn_a_limit_together(serve: Serve) -> None:
     server = Server(limit_of("fixed").limiter())

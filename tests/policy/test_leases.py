@@ -295,6 +295,12 @@ def test_the_clock_of_a_state_never_goes_back() -> None:
     assert [moment - moments[0] for moment in moments] == [0.0, 1.0, 1.0, 2.0, 2.5]
 
 
+def test_the_clock_of_a_state_does_not_jump_with_that_of_the_store() -> None:
+    state = LeaseState(LEARNED.new())
+    jumps = [(100.0, math.inf), (103_700.0, 1000.5), (101.0, 1001.0), (103_701.0, 1001.5), (103_702.0, 900.0)]
+    assert [state.tick(*each) for each in jumps] == [1000.0, 1000.5, 1000.5, 1001.5, 1002.5]
+
+
 def test_a_state_survives_json() -> None:
     state = LeaseState(LEARNED.new())
     holding = Holding("here")

@@ -30,6 +30,8 @@ _MOST: Final = 256  # maximum number of swaps sent together
 _SEEN: Final = 10_000  # maximum number of states
 _DRIFT: Final = 1.01  # factor per answer by which an answer that sets the clock may be slower than the fastest one
 _WENT_BACK: Final = 1.0  # seconds
+_MOST_WRONG: Final = 0.1  # seconds
+_SAME: Final = 0.0005  # seconds: a timer may be too early by a rounding error
 _TRIES: Final = 50
 _LAST: Final = 0.5  # maximum seconds for the last reports
 VERSION: Final = 16  # characters
@@ -125,6 +127,11 @@ class NetworkStore(ABC):
                 "event loop, with the same arguments"
             )
         self._loop_in_use = loop
+
+    @property
+    def doubt(self) -> float:
+        """Seconds by which the times of two processes may differ."""
+        return 2 * min(self.error, _MOST_WRONG) + _SAME
 
     @abstractmethod
     async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 from typing import Any, Final
 
 from lamella.call import Call
@@ -27,7 +28,6 @@ _ROUNDS: Final = 3
 _SOON: Final = 0.005
 _ALL_COME: Final = 0.85  # seconds: the pause after a failure of the store plus the longest time between two exchanges
 _OTHER_CLOCK: Final = 1.0  # seconds: two holders differ by less in their estimate of the same clock
-_MOST_WRONG: Final = 0.1  # seconds
 _SAME: Final = 0.0005  # seconds: a timer may be too early by a rounding error
 
 
@@ -144,7 +144,7 @@ class Lease:
     def ended(self, permit: Permit, *, passed: bool | None, says: Sequence[StatedLimit] = ()) -> None:
         """Record the result of an attempt. *passed* None: it is unknown whether the server counted it."""
         # The clocks of two processes may differ: the next permit must not be issued too early.
-        ended = self.now() + 2 * min(self._store.error, _MOST_WRONG) + _SAME
+        ended = self.now() + self._store.doubt
         self.holding.ended(permit, ended, passed=passed, says=says)
         self._flush_later()
 
@@ -273,8 +273,10 @@ class Lease:
             if is_fresh and waiting and self.holding.pick_up(seen.state, self.now(), 1 if attempt else waiting):
                 return None
             server = time + (store.ahead or 0.0)
-            state = newest(seen.state, seen.forgotten, server, policy)
-            now = state.tick(server)
+            # The store's clock may jump: no more time has passed than by the clock of this process.
+            latest = time + seen.ahead + store.doubt if seen.ahead else inf
+            state = newest(seen.state, seen.forgotten, server, policy, latest)
+            now = state.tick(server, latest)
             self._set_clock(now - time)
             if was_local:
                 # Within this time the other holders report what they sent during the failure.

@@ -102,24 +102,31 @@ class LeaseState:
     serial: int = 0  # the number of exchanges, except those made while the state was closed
     closed_until: float = -1.0  # no permits are issued before this time, because the store has lost the newest state
 
-    def tick(self, server: float) -> float:
-        """Return the time. *server* is the time by the store's clock, which may go back."""
+    def tick(self, server: float, latest: float = inf) -> float:
+        """Return the time. *server* is the time by the store's clock, which may jump.
+
+        *latest* is the latest possible time, as far as this process knows.
+        """
         if self.server is None or server < self.server - _WENT_BACK:
             self.server = server
         elif server > self.server:
-            self.clock += server - self.server
+            passed = server - self.server
+            # If the clock is ahead of *latest*, it is another one than this process knows.
+            self.clock += passed if self.clock > latest else min(passed, latest - self.clock)
             self.server = server
         return self.clock
 
 
-def newest(stored: LeaseState | None, seen: LeaseState | None, server: float, policy: Policy) -> LeaseState:
+def newest(
+    stored: LeaseState | None, seen: LeaseState | None, server: float, policy: Policy, latest: float = inf
+) -> LeaseState:
     """Return the newer state: the stored one, or the last one that this process has *seen* in the store.
 
     If *seen* is newer, the store has lost a state. No permits are issued until the other holders can restore theirs.
     """
     if seen is None or (stored is not None and stored.serial >= seen.serial):
         return stored or LeaseState(policy.new())
-    seen.closed_until = seen.tick(server) + _COME
+    seen.closed_until = seen.tick(server, latest) + _COME
     return seen
 
 
