@@ -67,6 +67,16 @@ async def test_a_call_is_sent_when_one_of_another_process_is_answered(serve: Ser
             assert second - first <= 1.0 + 10 * processes.database.slow
 
 
+@pytest.mark.parametrize("latency", [0.02, 0.1, 0.2, 0.4])
+async def test_the_first_answer_that_another_process_waits_for_comes_at_once(serve: Serve, latency: float) -> None:
+    url = await serve(Server(None, latency=latency))
+    async with AsyncExitStack() as opened:
+        processes = Processes(url, opened)
+        here, there = await processes.start(), await processes.start()
+        first, second = await asyncio.gather(get(here), get(there, 0.01))
+        assert second - first <= latency + 10 * processes.database.slow
+
+
 @pytest.mark.parametrize("how", ["refused", "lost", "not offered"])
 async def test_without_messages_a_process_asks_every_250_ms(
     serve: Serve, how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -189,6 +199,6 @@ def test_a_store_listens_in_a_second_loop() -> None:
         await asyncio.sleep(0.01)
         return len(database.listeners)
 
-    assert run_virtual(main("one")) == 1
+    assert run_virtual(main("one")) == 2
     assert not database.listeners
-    assert run_virtual(main("two")) == 1
+    assert run_virtual(main("two")) == 2

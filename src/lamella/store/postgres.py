@@ -85,8 +85,8 @@ class PostgresStore(NetworkStore):
 
     Each state is one row, under a hash that holds no credential. The table is unlogged: PostgreSQL empties it after a
     crash, and the processes restore what they have seen. It is created when it is first needed. The store's clock is
-    that of the server. A process has one connection, and a second one once it waits for another process. Close them by
-    `aclose`, or use it as ``async with PostgresStore(dsn) as store``.
+    that of the server. A process has one connection, and a second one if it waits for another process or has a stated
+    limit of attempts in flight. Close them by `aclose`, or use it as ``async with PostgresStore(dsn) as store``.
 
     Args:
         dsn: ``postgresql://…`` or ``postgres://…``, as asyncpg takes it.

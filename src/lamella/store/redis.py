@@ -43,7 +43,8 @@ class RedisStore(NetworkStore):
 
     Each state is stored under one key, a hash that contains no credential. The store's clock is that of the server. If
     the server is a node of a Redis Cluster, the store finds the other nodes; their clocks have to agree. A process that
-    waits for another one opens one more connection, to channels below the prefix.
+    waits for another one, or has a stated limit of attempts in flight, opens one more connection, to channels below the
+    prefix.
     Close it by `aclose`, or use it as ``async with RedisStore(url) as store``.
 
     Args:

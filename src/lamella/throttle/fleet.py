@@ -247,7 +247,8 @@ class Lease:
         began = asyncio.get_running_loop().time()
         try:
             grant = await self._by_store(waiting, waited, cost)
-            if self.holding.awaited or (self.waits and grant is not None and grant.holders > 1):
+            waits = self.waits and grant is not None and grant.holders > 1
+            if waits or self.holding.awaited or self._policy.limits_in_flight:
                 self._store.listen_here()
             return grant
         except StoreUnavailable:

@@ -31,6 +31,11 @@ class Outcome(NamedTuple):
 class Policy(Protocol):
     """Decides who may send."""
 
+    @property
+    def limits_in_flight(self) -> bool:
+        """Whether the attempts in flight have a stated limit, so that others wait for the results of a holder."""
+        ...
+
     def new(self) -> Any:
         """Return an empty state."""
         ...
@@ -73,6 +78,11 @@ class Learned(NamedTuple):
     assumed: float
     """The period in seconds to assume until the real one is known."""
     learns: bool = True
+
+    @property
+    def limits_in_flight(self) -> bool:
+        """Return False: such a limit is not stated."""
+        return False
 
     def new(self) -> RateEstimate:
         """Return an empty state."""
@@ -130,6 +140,11 @@ class Stated(NamedTuple):
     """Issues permits by the limits that the user states."""
 
     limits: tuple[Limit, ...]
+
+    @property
+    def limits_in_flight(self) -> bool:
+        """Return whether there is such a limit."""
+        return any(limit.concurrent is not None for limit in self.limits)
 
     def new(self) -> Usage:
         """Return an empty state."""
