@@ -101,8 +101,8 @@ def test_a_table_must_be_a_name(table: str) -> None:
         PostgresStore("postgresql://", table=table)
 
 
-@pytest.mark.parametrize("ttl", [0.0, -1.0, float("nan")])
-def test_a_ttl_must_be_positive(ttl: float) -> None:
+@pytest.mark.parametrize("ttl", [0.0, -1.0, float("nan"), 0.5, 1e10])
+def test_a_ttl_outlives_the_time_between_two_exchanges(ttl: float) -> None:
     with pytest.raises(ValueError, match=r"^ttl must be "):
         PostgresStore("postgresql://", ttl=ttl)
 

@@ -27,6 +27,7 @@ _PATIENCE: Final = 1.0  # seconds to wait for an answer after the swaps were wri
 _MORE: Final = 0.05  # further seconds: the answer may have arrived while this process was not running
 PAUSE: Final = 0.25  # seconds until a failed store is asked again
 _MOST: Final = 256  # maximum number of swaps sent together
+_TTL: Final = (1.0, 1e9)  # seconds: longer than between two exchanges, and less than the servers can count
 _SEEN: Final = 10_000  # maximum number of states
 _DRIFT: Final = 1.01  # factor per answer by which an answer that sets the clock may be slower than the fastest one
 _WENT_BACK: Final = 1.0  # seconds
@@ -91,8 +92,10 @@ class NetworkStore(ABC):
 
     def __init__(self, *, ttl: float) -> None:
         check_seconds("ttl", ttl)
+        if not _TTL[0] <= ttl <= _TTL[1]:
+            raise ValueError(f"ttl must be a number of seconds from {_TTL[0]:g} to {_TTL[1]:,.0f}, got {ttl!r}")
         self.ttl = ttl
-        """Seconds for which an unused state is kept."""
+        """Seconds for which an unused state is kept, at least 1."""
         self.ahead: float | None = None
         """Seconds by which the store's clock is ahead of the loop's clock. None: not known yet."""
         self.error: float = 0.0

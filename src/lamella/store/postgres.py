@@ -91,11 +91,11 @@ class PostgresStore(NetworkStore):
     Args:
         dsn: ``postgresql://…`` or ``postgres://…``, as asyncpg takes it.
         table: The table, with its schema if that is not the first of the search path: ``"schema.table"``.
-        ttl: Seconds for which an unused state is kept.
+        ttl: Seconds for which an unused state is kept, at least 1.
 
     Raises:
         ImportError: asyncpg is not installed: it comes with the extra ``postgres``.
-        ValueError: *dsn* or *table* is of another kind, or *ttl* is not greater than 0.
+        ValueError: *dsn*, *table* or *ttl* is not valid.
     """
 
     def __init__(self, dsn: str, *, table: str = "lamella", ttl: float = 3600.0) -> None:

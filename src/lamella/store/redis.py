@@ -50,11 +50,11 @@ class RedisStore(NetworkStore):
     Args:
         url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as for redis-py.
         prefix: The prefix of all keys.
-        ttl: Seconds for which an unused state is kept.
+        ttl: Seconds for which an unused state is kept, at least 1.
 
     Raises:
         ImportError: redis-py is not installed. The extra ``redis`` installs it.
-        ValueError: *url* is not valid, or *ttl* is not greater than 0.
+        ValueError: *url* or *ttl* is not valid.
     """
 
     def __init__(self, url: str, *, prefix: str = "lamella:", ttl: float = 3600.0) -> None:
