@@ -222,6 +222,18 @@ async def test_the_shards_of_a_killed_driver_end_gracefully(
     assert len(sandbox.received) < pages_of(sandbox)
 
 
+async def test_ctrl_c_does_not_wait_for_a_frozen_worker(
+    make_sandbox: MakeSandbox, cluster: Cluster, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=some(8, 60), latency=0.01)
+    frozen, _ = cluster.add(2)
+    driver = _driver(cluster, sandbox, tmp_path)
+    await until(lambda: len(sandbox.received) >= 50)
+    cluster.freeze(frozen)
+    driver.send_signal(signal.SIGINT)
+    assert await cluster.ended(driver, 60.0) == 130
+
+
 async def test_ctrl_c_ends_the_shards_gracefully(
     make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
 ) -> None:

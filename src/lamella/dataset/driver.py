@@ -294,11 +294,12 @@ async def _drive(engine: Engine, dataset: Dataset, works: Iterable[Work], run: _
     finally:
         if running:
             with anyio.CancelScope(shield=True):
-                await engine.stop()
-                await asyncio.wait(running, timeout=_GRACE)
-                for task in running:
+                stopping = asyncio.create_task(engine.stop())
+                ending: list[asyncio.Task[Any]] = [stopping, *running]
+                await asyncio.wait(ending, timeout=_GRACE)  # a frozen worker does not answer
+                for task in ending:
                     task.cancel()
-                await asyncio.wait(running)
+                await asyncio.wait(ending)
 
 
 def _take(done: Iterable[_Task], running: dict[_Task, int], run: _Run) -> None:

@@ -32,6 +32,8 @@ _T = TypeVar("_T")
 
 _PLUGIN: Final = "lamella"
 _TOPIC: Final = "lamella-counts"
+_LEAVE: Final = 10.0
+"""Seconds in which the workers must close their sessions after a run."""
 
 
 class OnDask:
@@ -95,7 +97,8 @@ class OnDask:
 
     async def _end(self) -> None:
         self._client.unsubscribe_topic(self._topic)
-        await self._client.unregister_worker_plugin(self._name)
+        async with asyncio.timeout(_LEAVE):  # a frozen worker does not answer
+            await self._client.unregister_worker_plugin(self._name)
 
     async def _nthreads(self) -> dict[str, int]:
         found: dict[str, int] = await self._client.nthreads()
