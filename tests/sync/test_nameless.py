@@ -13,9 +13,15 @@ import pytest
 from aiohttp import web
 from tests.servers import Serve
 
-from lamella import Source, stack, sync
+from lamella import HTTP_RULES, Source, stack, sync
 from lamella.batch import Journal
 from lamella.sync import Cursor, Numbered, Pagination, Part, RepeatedPage
+
+RULES = HTTP_RULES.scaled(0.0001)
+FAR = "1000000"
+ATTEMPTS = 5
+MOST = 500
+"""A list that is asked for more pages never ends."""
 
 
 class Server:
@@ -49,7 +55,7 @@ async def run(server: Server | Rows, serve: Serve, path: Path, **source: Any) ->
     of = Source("rows", **({"pages": Numbered(page_size=4)} | options | source))
     output = path / "rows.jsonl"
     async with (
-        aiohttp.ClientSession(await serve(server), middlewares=stack()) as session,
+        aiohttp.ClientSession(await serve(server), middlewares=stack(RULES)) as session,
         Journal.open(path / "journal", batch="rows") as journal,
     ):
         report = await sync.run(session, {"rows": of}, journal=journal, output=output)
@@ -201,9 +207,16 @@ class Rows:
         self.loops = loops  # whether each answer has the same cursor
         self.has_ids = has_ids
         self.asked = 0
+        self.broken = 0
+        """The number of further requests of a far page that it answers with 500."""
 
     async def __call__(self, request: web.Request) -> web.Response:
         self.asked += 1
+        if self.asked > MOST:
+            return web.Response(status=410)
+        if self.broken and request.query.get("page") == FAR:
+            self.broken -= 1
+            return web.json_response({"message": "out of memory"}, status=500)
         page = int(request.query.get("page") or request.query.get("cursor") or 1)
         new: list[Any] = rows(*(f"{self.asked}-{number}" for number in range(4)))
         if self.has_ids:
@@ -227,7 +240,7 @@ async def test_pages_that_are_really_equal_are_stored(serve: Serve, tmp_path: Pa
         part, found = await run(server, serve, tmp_path, pages=PAGES[by])
         assert (part.done, part.error, values(found)) == (True, None, Counter({7: 14, 8: 1}))
     source = Source("rows", PAGES[by], id=None, total="total")
-    async with aiohttp.ClientSession(await serve(server), middlewares=stack()) as session:
+    async with aiohttp.ClientSession(await serve(server), middlewares=stack(RULES)) as session:
         assert [record async for record in sync.records(session, source)] == EQUAL
 
 
@@ -248,7 +261,7 @@ async def test_a_full_page_may_be_the_whole_list_of_an_api_that_ignores_the_page
     part, found = await run(server, serve, tmp_path)
     assert (part.done, len(found)) == (True, 4)
     source = Source("rows", Numbered(page_size=4), id=None, total="total")
-    async with aiohttp.ClientSession(await serve(server), middlewares=stack()) as session:
+    async with aiohttp.ClientSession(await serve(server), middlewares=stack(RULES)) as session:
         assert [record async for record in sync.records(session, source)] == server.records
 
 
@@ -258,7 +271,7 @@ async def test_a_cursor_that_repeats_is_noticed(serve: Serve, tmp_path: Path) ->
     assert isinstance(part.error, RepeatedPage)
     assert server.asked < 20
     source = Source("rows", PAGES["cursors"], id=None)
-    async with aiohttp.ClientSession(await serve(server), middlewares=stack()) as session:
+    async with aiohttp.ClientSession(await serve(server), middlewares=stack(RULES)) as session:
         with pytest.raises(RepeatedPage):
             _ = [record async for record in sync.records(session, source)]
 
@@ -273,7 +286,7 @@ async def test_an_api_that_ignores_the_page_and_always_has_new_records_ends(
     assert isinstance(part.error, RepeatedPage)
     assert server.asked < 100
     source = Source("rows", Numbered(page_size=4), id=None)
-    async with aiohttp.ClientSession(await serve(server), middlewares=stack()) as session:
+    async with aiohttp.ClientSession(await serve(server), middlewares=stack(RULES)) as session:
         with pytest.raises(RepeatedPage, match="rows might never end: page 20 has records, and so has page 1,000,000"):
             _ = [record async for record in sync.records(session, source)]
 
@@ -283,3 +296,30 @@ async def test_a_long_list_without_counts_is_read_to_its_end(serve: Serve, tmp_p
     part, found = await run(server, serve, tmp_path)
     assert (part.done, len(found)) == (True, 101)
     assert server.asked == 26 + 1 + 1, "the empty page after the end, and one far after it"
+
+
+async def test_a_failure_far_after_the_end_proves_nothing(serve: Serve, tmp_path: Path) -> None:
+    server = Rows(None)
+    server.broken = ATTEMPTS
+    part, _ = await run(server, serve, tmp_path)
+    assert isinstance(part.error, RepeatedPage)
+    assert not server.broken
+    server.asked, server.broken = 0, ATTEMPTS
+    source = Source("rows", Numbered(page_size=4), id=None)
+    async with aiohttp.ClientSession(await serve(server), middlewares=stack(RULES)) as session:
+        with pytest.raises(RepeatedPage, match="page 40 has records, and so has page 1,000,000"):
+            _ = [record async for record in sync.records(session, source)]
+
+
+@pytest.mark.parametrize("records", [rows(*range(4 * 50)), rows(7) * (4 * 50)], ids=["different", "equal"])
+async def test_an_api_that_fails_far_after_the_end_is_read(
+    serve: Serve, tmp_path: Path, records: list[dict[str, Any]]
+) -> None:
+    server = Rows(records)
+    server.broken = 1000
+    part, found = await run(server, serve, tmp_path)
+    assert (part.done, values(found)) == (True, Counter(row["value"] for row in records))
+    assert 1000 - server.broken <= 5 * ATTEMPTS, "after pages 2, 4, 8, 16 and 32"
+    source = Source("rows", Numbered(page_size=4), id=None)
+    async with aiohttp.ClientSession(await serve(server), middlewares=stack(RULES)) as session:
+        assert [record async for record in sync.records(session, source)] == records

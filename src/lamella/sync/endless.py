@@ -23,7 +23,7 @@ def is_stuck(db: sqlite3.Connection, each: Each, walk: Walk, page: Page, source:
     Equal records without an id may still be different ones.
     """
     if source.pages.parallel:
-        return not walk.honours or page.number >= MOST_PAGES
+        return walk.honours == 0 or page.number >= MOST_PAGES
     if not walk.equals:
         return page.number >= MOST_PAGES
     sql = "SELECT 1 FROM sync_pages WHERE account = ? AND resource = ? AND token = ? AND page < ?"

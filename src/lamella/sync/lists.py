@@ -21,6 +21,7 @@ from lamella.sync.page import (
     ends_early,
     greater,
     honours_number,
+    is_to_ask,
     may_be_endless,
     read_filled,
 )
@@ -124,9 +125,10 @@ async def _pages(session: aiohttp.ClientSession, of: List, number: int) -> Async
 
 async def _is_endless(session: aiohttp.ClientSession, of: List, walk: _Walk, page: Page) -> bool:
     """Return whether a page seems to have no end after it, because the API ignores its number."""
-    if not of.source.pages.parallel or walk.honours or not walk.is_doubtful(page):
+    is_open = of.source.pages.parallel and is_to_ask(walk.honours, page.number)
+    if not is_open or not walk.is_doubtful(page):
         return False
-    walk.honours = await honours_number(session, of)
+    walk.honours = page.number * await honours_number(session, of)
     return not walk.honours
 
 
@@ -143,8 +145,8 @@ class _Walk:
         """The tokens of these pages."""
         self._equals = 0
         """The number of consecutive pages that were equal to an earlier one."""
-        self.honours = False
-        """Whether the API is known to honour the number of a page."""
+        self.honours: int | None = None
+        """As for is_to_ask()."""
         self._seen = 0
         """The number of distinct records, by id. Each record without an id counts."""
         self._old = 0

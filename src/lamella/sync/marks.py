@@ -19,7 +19,7 @@ from lamella.sync.decode import Records, microseconds, text_of
 from lamella.sync.endless import is_endless, is_stuck
 from lamella.sync.errors import BadRecord, EmptyPage, IncompleteList, RepeatedPage, UnsteadyList
 from lamella.sync.lists import MOST_EMPTY
-from lamella.sync.page import MOST_PAGES, Page, ends_early, greater, lesser
+from lamella.sync.page import MOST_PAGES, Page, ends_early, greater, is_to_ask, lesser
 from lamella.sync.source import Source
 from lamella.sync.stored import (
     Departed,
@@ -186,8 +186,8 @@ def store(
         walk.mark, walk.gap = None, True
     mark = walk.mark if walk.since is None else None
     records = Records.of(page.records)
-    walk.honours = walk.honours if honours is None else honours
-    is_open = source.pages.parallel and walk.honours is None
+    walk.honours = walk.honours if honours is None else honours * page.number
+    is_open = source.pages.parallel and is_to_ask(walk.honours, page.number)
     endless = is_endless(walk, page, records)
     if is_open and endless:
         return replace(_position(db, each, walk), doubtful=True)
@@ -291,7 +291,7 @@ def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, ma
     has_all = walk.has_all
     if walk.repeated is not None:
         if total is None or not has_all:
-            far = MOST_PAGES if walk.honours is not None and not walk.honours else None
+            far = MOST_PAGES if walk.honours == 0 else None
             return RepeatedPage(name, walk.repeated, far)
     elif walk.empty > MOST_EMPTY and walk.pages is None:
         return EmptyPage(name, count_pages(db, each), None, None) if walk.bad is None else BadRecord(walk.bad)

@@ -17,7 +17,7 @@ from lamella.body.answer import wait_for_body, whole_bodies
 from lamella.classify.failures import ERROR_STATUS, error_messages
 from lamella.classify.judge import api_error
 from lamella.credentials import noting_secrets
-from lamella.errors import ApiError, BadRequest, NotFound, TooManyRequests, Unauthorized
+from lamella.errors import ApiError, AttemptTimeout, BadRequest, NotFound, TooManyRequests, Unauthorized
 from lamella.rules.retry_after import parse_http_date
 from lamella.sync.decode import Cut, ParseNumber, Records, loads, records_of, split
 from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
@@ -193,8 +193,20 @@ def may_be_endless(number: int, *, is_nameless: bool) -> bool:
     return number >= (_LONG_NAMELESS if is_nameless else _LONG)
 
 
+def is_to_ask(honours: int | None, number: int) -> bool:
+    """Return whether to ask, after page *number*, whether the API honours the number of a page.
+
+    A failure far after the end may also be a temporary one, so each answer holds for as many pages again.
+
+    Args:
+        honours: The page after which the API last seemed to honour the number. 0: it does not. None: not asked.
+        number: The number of the page.
+    """
+    return honours is None or 0 < honours * 2 <= number
+
+
 async def honours_number(session: aiohttp.ClientSession, of: List) -> bool:
-    """Return whether the API honours the number of a page: far after the end, there are no records.
+    """Return whether the API seems to honour the number of a page: far after the end, it returns no records.
 
     Raises:
         lamella.LamellaError: The API was not reached, or has rejected the account.
@@ -203,8 +215,8 @@ async def honours_number(session: aiohttp.ClientSession, of: List) -> bool:
         page = await _read_page(session, of, Place(MOST_PAGES, MOST_PAGES * of.source.pages.page_size))
     except (Unauthorized, TooManyRequests):
         raise
-    except (ApiError, ValueError):
-        return True  # it treats this page differently
+    except (ApiError, AttemptTimeout, ValueError):
+        return True  # some APIs fail or take too long at a large offset
     return not (page.records or page.bad)
 
 

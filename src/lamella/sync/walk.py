@@ -55,7 +55,7 @@ class Walk:
     nameless: int = 0  # records without an id
     equal: bool = False  # whether one of them was on two pages
     equals: int = 0  # consecutive pages of a chain, each equal to an earlier one
-    honours: bool | None = None  # whether the API honours the number of a page. None: not asked
+    honours: int | None = None  # as for is_to_ask()
 
     def again(self, *, walks: int) -> Walk:
         """Return the next reading of the same list in the same run."""
