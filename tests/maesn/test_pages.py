@@ -59,7 +59,7 @@ async def test_since_selects_changed_records(sandbox: Sandbox) -> None:
         ([page(1, 2, "a"), page(2, 3, "b"), page(3, 3, "c")], "abc"),  # it grows on the way
         ([page(1, 3, "a"), page(2, 2, "b")], "ab"),  # it shrinks
         ([page(1, 3, "a"), *[page(2, 1)] * 3], "a"),  # it shrinks below the page that is asked for
-        ([page(1, None, "a"), page(2, None, "b"), page(3, None)], "ab"),  # no count at all
+        ([page(1, None, "a"), page(2, None, "b"), *[page(3, None)] * 2, page(4, None)], "ab"),  # no count at all
     ],
 )
 async def test_a_changing_count_is_handled(

@@ -14,7 +14,7 @@ from tests.servers import Serve
 import lamella
 from lamella import HTTP_RULES, Source, stack, sync
 from lamella.batch import Journal
-from lamella.sync import LinkHeader, Numbered, Offset, Part
+from lamella.sync import Cursor, LinkHeader, Numbered, Offset, Part
 from lamella.sync import page as page_module
 
 MANY = 25
@@ -74,21 +74,27 @@ async def test_pages_at_offsets_may_have_any_length(
     assert stored == read == set(range(MANY))
 
 
-@pytest.mark.parametrize("way", UNCOUNTED)
+@pytest.mark.parametrize(("page", "size"), [(1, 10), (2, 10), (3, 10), (1, 7), (3, 7)])
+@pytest.mark.parametrize("way", [*UNCOUNTED, "cursors"])
 async def test_a_page_that_is_empty_once_does_not_end_a_list_without_counts(
-    serve: Serve, tmp_path: Path, way: str
+    serve: Serve, tmp_path: Path, way: str, page: int, size: int
 ) -> None:
+    source = UNCOUNTED.get(way, Source("items", Cursor(cursor="offset", page_size=10)))
     seen = set()
 
     def answer(query: dict[str, str]) -> Any:
-        start = start_of(query)
-        is_first = start == 10 and start not in seen
+        start = int(query.get("offset", 0)) if "page" not in query else (int(query["page"]) - 1) * size
+        is_first = start == (page - 1) * size and start not in seen
         seen.add(start)
-        return {"data": [] if is_first else RECORDS[start : start + 10]}
+        follows = start + size if start + size < MANY else None
+        return {"data": [] if is_first else RECORDS[start : start + size], "next_cursor": follows}
 
-    part, stored, _ = await both(serve, tmp_path, UNCOUNTED[way], answer)
+    part, stored, _ = await both(serve, tmp_path, source, answer)
     assert part.done
     assert stored == set(range(MANY))
+    seen.clear()
+    _, _, read = await both(serve, tmp_path, source, answer)
+    assert read == set(range(MANY))
 
 
 @pytest.mark.parametrize("way", UNCOUNTED)

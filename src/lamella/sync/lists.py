@@ -100,6 +100,7 @@ async def _pages(session: aiohttp.ClientSession, of: List, number: int) -> Async
             of,
             Place(number, before, token),
             before=walk.before,
+            largest=walk.largest,
             total_pages=walk.known_pages(number),
             total=walk.total,
         )
@@ -155,6 +156,8 @@ class _Walk:
         self._first_total: int | None = None
         self.before: int | None = 0 if first == 1 else None
         """The number of records on the pages so far. None: unknown, since the reading began in the middle."""
+        self.largest = 0
+        """The number of records on the largest page."""
         self.total: int | None = None
         """The greatest number of records that the API has stated."""
         self.total_pages: int | None = None
@@ -178,6 +181,7 @@ class _Walk:
         if self.before is None:
             self.before = (self._first - 1) * len(page.records)
         self.before += len(page.records)
+        self.largest = max(self.largest, len(page.records))
         return True
 
     def _repeats(self, page: Page) -> bool:

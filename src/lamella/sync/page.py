@@ -128,6 +128,7 @@ async def read_filled(
     place: Place,
     *,
     before: int | None,
+    largest: int,
     total_pages: int | None,
     total: int | None,
 ) -> Page:
@@ -138,6 +139,7 @@ async def read_filled(
         of: The list.
         place: The place of the page.
         before: The number of records on the pages before it. None means unknown.
+        largest: The number of records on the largest page so far. 0 means unknown.
         total_pages: The API's count of pages. After these, 400 and 404 mean an empty page. None means unknown.
         total: The API's count of records. None means unknown.
 
@@ -151,17 +153,17 @@ async def read_filled(
     def is_due(pages: int | None, records: int | None) -> bool:
         """Return whether the page should hold records, or whether it is doubtful that the list has ended."""
         if pages is None and records is None:
-            return is_doubtful
+            return is_doubtful or page.token is not None
         if records is not None and before is not None:
             return before < records
         return pages is not None and number < pages
 
-    is_doubtful = _is_doubtful(of.source, number, before)
+    is_doubtful = _is_doubtful(of, number, before, largest)
     try:
         page = await _read_page(session, of, place)
-        for pause in _PAUSES[:1] if is_doubtful and not any((total_pages, total)) else _PAUSES:
-            due = is_due(greater(page.total_pages, total_pages), greater(page.total, total))
-            if page.records or page.bad or page.token or not due:
+        for pause in _PAUSES if any((page.total_pages, page.total, total_pages, total)) else _PAUSES[:1]:
+            known = greater(page.total_pages, total_pages), greater(page.total, total)
+            if page.records or page.bad or (page.token and any(known)) or not is_due(*known):
                 return page
             await anyio.sleep(pause)
             page = await _read_page(session, of, place)
@@ -171,7 +173,8 @@ async def read_filled(
         return Page(number, None, [], answered=time.time())
     counts = (page.total_pages, page.total, total_pages, total)
     is_empty = not page.records and not page.bad
-    if is_empty and is_doubtful and not any(counts) and await _has_records_after(session, of, place):
+    is_middle = is_doubtful and number > 1 and of.source.pages.parallel and not any(counts)
+    if is_empty and is_middle and await _has_records_after(session, of, place):
         raise EmptyPage(of.source.name, number, None, None, in_middle=True)
     # An empty page after the last one only means that records are missing, which UnsteadyList reports.
     is_counted = page.total_pages is not None and number <= page.total_pages
@@ -180,12 +183,19 @@ async def read_filled(
     return page
 
 
-def _is_doubtful(source: Source, number: int, before: int | None) -> bool:
-    """Return whether an empty page does not show the end of a list without counts: all pages before it were full.
+def _is_doubtful(of: List, number: int, before: int | None, largest: int) -> bool:
+    """Return whether an empty page does not show the end of a list without counts.
 
-    *before* is the number of records on them. None means unknown.
+    All pages before it were full, or as large as one another, or another page led to it, or it is the first page of the
+    whole list. *before* is the number of records on the pages before it. None means unknown.
     """
-    return source.pages.parallel and number > 1 and (before or 0) >= (number - 1) * source.pages.page_size
+    if number == 1:
+        return of.since is None
+    if not of.source.pages.parallel:
+        return True
+    size = of.source.pages.page_size
+    full = min(largest or size, size) if number > 2 else size  # noqa: PLR2004 - a single short page is the usual end
+    return (before or 0) >= (number - 1) * full
 
 
 def may_be_endless(number: int, *, is_nameless: bool) -> bool:

@@ -202,6 +202,7 @@ class Reading:
             of.list,
             page.place,
             before=_records_before(position, page.place.number) if of.list.source.pages.parallel else None,
+            largest=position.largest,
             total_pages=None if position.pages is None else position.pages - position.more,
             total=position.total,
         )
