@@ -175,3 +175,17 @@ async def test_pages_of_bad_records_end(serve: Serve, tmp_path: Path, data: list
     part, _, _ = await both(serve, tmp_path, UNCOUNTED["numbers"], lambda _: {"data": data}, most=30)
     assert not part.done
     assert isinstance(part.error, sync.BadRecord)
+
+
+@pytest.mark.parametrize("pages", [Numbered(page_size=10), Offset(page_size=10)])
+async def test_a_new_record_without_a_date_does_not_replace_one_that_it_moves(
+    serve: Serve, tmp_path: Path, pages: Numbered | Offset
+) -> None:
+    def answer(query: dict[str, str]) -> Any:
+        start = start_of(query)
+        now = RECORDS[:20] if start == 0 else [*RECORDS[:15], {"id": 100}, *RECORDS[15:20]]
+        return {"data": now[start : start + 10], "total": len(now)}
+
+    part, stored, read = await both(serve, tmp_path, Source("items", pages, total="total"), answer)
+    assert part.done
+    assert stored == read == {*range(20), 100}

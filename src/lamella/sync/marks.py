@@ -326,6 +326,8 @@ def _left(walk: Walk, stored: int, page_size: int) -> int:
     """Return how many records may follow those of all pages that the API counts."""
     if walk.total is not None and not walk.has_all:
         return walk.total - walk.read
+    if walk.total is not None and not walk.dated and walk.read < walk.total:
+        return walk.total - walk.read  # new records may have moved old ones to further pages
     if walk.total is not None and walk.seen > walk.total:
         return 1
     # After full pages, a count of one page may be that of each page, or of the pages so far.
