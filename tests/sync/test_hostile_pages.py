@@ -189,3 +189,13 @@ async def test_a_new_record_without_a_date_does_not_replace_one_that_it_moves(
     part, stored, read = await both(serve, tmp_path, Source("items", pages, total="total"), answer)
     assert part.done
     assert stored == read == {*range(20), 100}
+
+
+@pytest.mark.parametrize("total", [None, 1, 100])
+async def test_a_list_that_ignores_the_page_and_has_a_record_twice_ends(
+    serve: Serve, tmp_path: Path, total: int | None
+) -> None:
+    answer = {"data": [*RECORDS[:9], RECORDS[0]], "total": total}
+    part, stored, _ = await both(serve, tmp_path, COUNTED, lambda _: answer)
+    assert part.done == (total == 1)
+    assert stored == set(range(9))

@@ -143,9 +143,9 @@ def _put_again(  # noqa: PLR0917 - as put() was called
             again = f"has the same id {record.id!r} as record {other.position}, but differs from it"
             result.bad.append(BadRecord(f"record {record.position} on {page} {again}"))
             result.doubtful.append(record)
-        if last != walk or other is not None:
+        if last != walk:
             result.seen += 1
-            is_old = last not in {-1, walk} or (record.updated is not None and record.updated < began)
+            is_old = last != -1 or (record.updated is not None and record.updated < began)
             result.old += is_old
             result.undated += not is_old and record.updated is None
             result.fresh += last == -1 or record.id in deleted
