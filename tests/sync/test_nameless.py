@@ -276,16 +276,17 @@ async def test_a_cursor_that_repeats_is_noticed(serve: Serve, tmp_path: Path) ->
             _ = [record async for record in sync.records(session, source)]
 
 
+@pytest.mark.parametrize("total", [None, 4])
 @pytest.mark.parametrize("has_ids", [False, True])
 async def test_an_api_that_ignores_the_page_and_always_has_new_records_ends(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_ids: bool
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_ids: bool, total: int | None
 ) -> None:
     monkeypatch.setattr("lamella.sync.page._LONG", 20)  # for records with an id, it is 1,000
-    server = Rows(None, has_ids=has_ids)
+    server = Rows(None, has_ids=has_ids, total=total)
     part, _ = await run(server, serve, tmp_path)
     assert isinstance(part.error, RepeatedPage)
     assert server.asked < 100
-    source = Source("rows", Numbered(page_size=4), id=None)
+    source = Source("rows", Numbered(page_size=4), id=None, total="total")
     async with aiohttp.ClientSession(await serve(server), middlewares=stack(RULES)) as session:
         with pytest.raises(RepeatedPage, match="rows might never end: page 20 has records, and so has page 1,000,000"):
             _ = [record async for record in sync.records(session, source)]

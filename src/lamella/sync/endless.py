@@ -12,9 +12,8 @@ from lamella.sync.walk import Each, Walk
 
 
 def is_endless(walk: Walk, page: Page, records: Records) -> bool:
-    """Return whether a list may have no end: it has records after many pages, and the API counts neither."""
-    counts = (walk.pages, walk.total, page.total_pages, page.total)
-    return bool(records) and may_be_endless(page.number, is_nameless=bool(records.nameless)) and not any(counts)
+    """Return whether a list may have no end: it has records after many pages, and no count includes them."""
+    return may_be_endless(page, walk.read, walk.pages, walk.total, is_nameless=bool(records.nameless))
 
 
 def is_stuck(db: sqlite3.Connection, each: Each, walk: Walk, page: Page, source: Source) -> bool:

@@ -112,7 +112,7 @@ async def _pages(session: aiohttp.ClientSession, of: List, number: int) -> Async
             number += 1
             continue
         if await _is_endless(session, of, walk, page):
-            if walk.total is not None and walk.has_all():
+            if walk.total is not None and walk.seen == walk.total:
                 break
             raise RepeatedPage(of.source.name, number, MOST_PAGES)
         if (not page.records and number > 1) or not walk.take(page):
@@ -148,7 +148,7 @@ class _Walk:
         """The number of consecutive pages that were equal to an earlier one."""
         self.honours: int | None = None
         """As for is_to_ask()."""
-        self._seen = 0
+        self.seen = 0
         """The number of distinct records, by id. Each record without an id counts."""
         self._old = 0
         """The number of these records that were last changed before the first page was read."""
@@ -190,7 +190,7 @@ class _Walk:
         known = self._ids.intersection(name for name in ids if name is not None)
         for record, name in zip(page.records, ids, strict=True):
             if name is None or name not in known:
-                self._seen += 1
+                self.seen += 1
                 updated = updated_of(record, self._source)
                 self._old += updated is not None and updated < self._began
         self._ids.update(name for name in ids if name is not None)
@@ -208,20 +208,19 @@ class _Walk:
 
     def is_doubtful(self, page: Page) -> bool:
         """Return whether a page of a list without an end would look the same."""
-        has_counts = any((self.total, self.total_pages, page.total, page.total_pages))
-        if not self._contents and (has_counts or not may_be_endless(page.number, is_nameless=True)):
+        counts = (self.before or 0, self.total_pages, self.total)
+        if not self._contents and not may_be_endless(page, *counts, is_nameless=True):
             return False  # the usual case, without a look at the records
         is_nameless = any(id_of(record, self._source) is None for record in page.records)
         if is_nameless and _digest(page) in self._contents:
             return True
-        is_long = bool(page.records) and may_be_endless(page.number, is_nameless=is_nameless)
-        return is_long and not has_counts
+        return may_be_endless(page, *counts, is_nameless=is_nameless)
 
     def ends_with(self, page: Page) -> bool:
         """Return whether a page is the last one, by its number and by the number of records."""
         if not self._source.pages.parallel:
             if (how := ends_early(page, self.total, self.total_pages)) is not None:
-                raise UnsteadyList(self._source.name, self._seen, how=how)
+                raise UnsteadyList(self._source.name, self.seen, how=how)
             return page.token is None
         total = self.total if page.total is None else page.total
         stated = page.total_pages if page.total_pages or not page.records else None  # a list with records has a page
@@ -246,12 +245,12 @@ class _Walk:
         if self._first > 1:
             return self.total is None or (self.before or 0) >= self.total
         enough = self._first_total is not None and self._old >= self._first_total
-        return self.total is None or self._seen >= self.total or enough
+        return self.total is None or self.seen >= self.total or enough
 
     def check(self) -> None:
         """Raise UnsteadyList if fewer records were read than the API counts."""
         if self._first == 1 and not self.has_all():
-            raise UnsteadyList(self._source.name, self._seen, self.total)
+            raise UnsteadyList(self._source.name, self.seen, self.total)
 
 
 def _digest(page: Page) -> bytes:

@@ -290,7 +290,7 @@ def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, ma
     total, name = walk.total, source.name
     has_all = walk.has_all
     if walk.repeated is not None:
-        if total is None or not has_all:
+        if total is None or not has_all or (walk.honours == 0 and walk.seen > total):
             far = MOST_PAGES if walk.honours == 0 else None
             return RepeatedPage(name, walk.repeated, far)
     elif walk.empty > MOST_EMPTY and walk.pages is None:

@@ -27,7 +27,7 @@ from lamella.sync.stated import messages_of, says_more
 MOST_PAGES: Final = 1_000_000
 """A larger page count is ignored: the pages would need too much memory."""
 _LONG: Final = 1_000
-"""Pages after which a list without counts may have no end."""
+"""Pages after which a list may have no end if the API does not count them."""
 _LONG_NAMELESS: Final = 20
 """The same for records without an id, which are always new if their content changes."""
 _LONGEST: Final = 64 * 2**20
@@ -198,9 +198,20 @@ def _is_doubtful(of: List, number: int, before: int | None, largest: int) -> boo
     return (before or 0) >= (number - 1) * full
 
 
-def may_be_endless(number: int, *, is_nameless: bool) -> bool:
-    """Return whether a list without counts may have no end if page *number* still has records."""
-    return number >= (_LONG_NAMELESS if is_nameless else _LONG)
+def may_be_endless(page: Page, before: int, total_pages: int | None, total: int | None, *, is_nameless: bool) -> bool:
+    """Return whether a list may have no end: *page* still has records after many pages, and no count includes it.
+
+    Args:
+        page: The page.
+        before: The number of records on the pages before it.
+        total_pages: The API's count of pages so far. None means unknown.
+        total: The API's count of records so far. None means unknown.
+        is_nameless: Whether the page has records without an id.
+    """
+    if not page.records or page.number < (_LONG_NAMELESS if is_nameless else _LONG):
+        return False
+    pages, records = greater(page.total_pages, total_pages) or 0, greater(page.total, total) or 0
+    return pages < page.number and records <= before
 
 
 def is_to_ask(honours: int | None, number: int) -> bool:
