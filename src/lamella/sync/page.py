@@ -194,7 +194,7 @@ def _is_doubtful(of: List, number: int, before: int | None, largest: int) -> boo
     if not of.source.pages.parallel:
         return True
     size = of.source.pages.page_size
-    full = min(largest or size, size) if number > 2 else size  # noqa: PLR2004 - a single short page is the usual end
+    full = min(largest or size, size) if number > 2 else size  # a single short page is the usual end
     return (before or 0) >= (number - 1) * full
 
 
