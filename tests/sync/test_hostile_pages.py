@@ -60,16 +60,18 @@ def start_of(query: dict[str, str]) -> int:
     return int(query["offset"]) if "offset" in query else (int(query["page"]) - 1) * 10
 
 
+@pytest.mark.parametrize("pages", [None, 3])
 @pytest.mark.parametrize("total", [None, MANY])
 @pytest.mark.parametrize("first", [5, 10])
 async def test_pages_at_offsets_may_have_any_length(
-    serve: Serve, tmp_path: Path, first: int, total: int | None
+    serve: Serve, tmp_path: Path, first: int, total: int | None, pages: int | None
 ) -> None:
     def answer(query: dict[str, str]) -> Any:
         start = start_of(query)
-        return {"data": RECORDS[start : start + (first if start == 0 else 7)], "total": total}
+        return {"data": RECORDS[start : start + (first if start == 0 else 7)], "total": total, "pages": pages}
 
-    part, stored, read = await both(serve, tmp_path, Source("items", Offset(page_size=10), total="total"), answer)
+    source = Source("items", Offset(page_size=10), total="total", total_pages="pages")
+    part, stored, read = await both(serve, tmp_path, source, answer)
     assert part.done
     assert stored == read == set(range(MANY))
 

@@ -254,7 +254,6 @@ def _count_in(db: sqlite3.Connection, each: Wanted, walk: Walk, page: Page, sour
     if total_pages is not None and (total_pages < page.number if many else total_pages < 1):
         total_pages = None if many else 1  # the count is wrong, since this page has records
     one_by_one = source.pages.by_offset and walk.walks > 1  # a page may have had fewer records than its place assumes
-    total_pages = None if one_by_one else total_pages
     if _is_less(page.total, walk.total) or _is_less(total_pages, walk.pages if source.pages.parallel else None):
         # After a deletion the following records move up, perhaps to a page that was already read.
         walk.unsteady = walk.unsteady or f"page {page.number} states a smaller count than an earlier page"

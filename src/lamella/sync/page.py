@@ -287,7 +287,8 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
         if failed is not None:
             raise AnswerFailed(what, response.status, failed)
         raise ValueError(f"{what} holds no list of records, but {': '.join([held, *said])}")
-    total_pages = count_at(answer, source.total_pages)
+    # Offsets depend on the number of records: if pages are shorter than requested, there are more of them.
+    total_pages = None if source.pages.by_offset else count_at(answer, source.total_pages)
     bad: list[BadRecord] = []
     total = count_at(answer, source.total)
     is_last = token is None and not (source.pages.parallel and (total_pages is None or place.number < total_pages))

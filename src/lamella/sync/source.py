@@ -221,7 +221,7 @@ class Source:
     total: str | None = None
     """The place of the number of records on all pages. None means that no answer has it."""
     total_pages: str | None = None
-    """The place of the number of pages."""
+    """The place of the number of pages. It is not used at offsets, where pages may have any length."""
     errors: str | Sequence[str] | None = ("errors", "error", "meta.errors", "meta.error")
     """The place of the errors in an answer with a successful status. With several places, each one may hold them."""
     failure: Callable[[Mapping[str, Any]], str | None] = field(default=failure_in, repr=False)
