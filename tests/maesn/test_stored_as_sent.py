@@ -245,6 +245,12 @@ class TestText:
         assert part.error is None
         assert found == [("b1", sent)]
 
+    @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+    async def test_an_encoding_of_json_need_not_be_stated(self, serve: Serve, tmp_path: Path, encoding: str) -> None:
+        sent = '{"billId":"b1","name":"Müller 😀","total":1.10}'
+        part, found = await synced(await serve(answering(page(sent).encode(encoding))), tmp_path)
+        assert (part.error, found) == (None, [("b1", sent)])
+
     async def test_a_byte_order_mark_is_not_part_of_the_answer(self, serve: Serve, tmp_path: Path) -> None:
         sent = '{"billId":"b1","total":1.10}'
         part, found = await synced(await serve(answering(b"\xef\xbb\xbf" + page(sent).encode())), tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -372,6 +373,8 @@ async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
     body = await response.read() if response.content.at_eof() else await response.content.read()
     charset = (response.charset or "utf-8").lower()
     if charset in {"utf-8", "utf8", "us-ascii"}:
+        charset = json.detect_encoding(body)  # JSON in UTF-16 and UTF-32 need not state its encoding
+    if charset in {"utf-8", "utf-8-sig"}:
         return body.removeprefix(codecs.BOM_UTF8)
     try:
         return body.decode(charset).removeprefix("\ufeff").encode("utf-8", "backslashreplace")
