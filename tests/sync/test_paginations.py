@@ -108,9 +108,10 @@ class TestAllWays:
         part, found = await synced(tmp_path, url, source)
         assert (part.done, part.error, found) == (True, None, by_id(api.records))
         assert (part.total is None) == ("total" not in counts)
-        # After a full page, one empty page does not show the end of a list without counts.
-        is_doubtful = many == 10 and not counts and source.pages.parallel
-        assert len(api.queries) <= -(-many // 10) + (3 if is_doubtful else 1)
+        # One empty page does not show the end of a list without counts, unless a short page was before it.
+        is_uncounted = not counts or (counts == ("pages",) and source.pages.by_offset)
+        is_doubtful = is_uncounted and (many == 0 or (many == 10 and source.pages.parallel))
+        assert len(api.queries) <= -(-many // 10) + (1 if not is_doubtful else 3 if many else 2)
         async with aiohttp.ClientSession(url, middlewares=stack(RULES)) as session:
             assert [each async for each in lamella.records(session, source)] == api.records
             pages = [each async for each in lamella.pages(session, source)]
@@ -251,7 +252,7 @@ class TestChains:
         part, _ = await synced(tmp_path, url, source)
         assert isinstance(part.error, sync.EmptyPage if empty else sync.RepeatedPage)
         assert not part.done
-        assert len(api.queries) <= 3 * 23
+        assert len(api.queries) <= 3 * (2 + 21 * 2), "each empty page is read twice"
         async with aiohttp.ClientSession(url) as session:
             with pytest.raises(sync.IncompleteList):
                 [each async for each in lamella.records(session, source)]
