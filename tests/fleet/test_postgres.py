@@ -89,7 +89,8 @@ async def test_a_batch_is_one_statement(postgres_place: PostgresPlace, monkeypat
 async def test_expired_states_are_removed(postgres_place: PostgresPlace) -> None:
     async with postgres_place.store() as other:
         await other.swap("of another", "", "state")
-        async with postgres_place.store(ttl=0.1) as store:
+        async with postgres_place.store() as store:
+            store.ttl = 0.1  # less than a store accepts, so that the test is short
             await asyncio.gather(*(store.swap(f"key {number}", "", "state") for number in range(10)))
             await asyncio.sleep(0.2)
             await store.swap("new", "", "state")
