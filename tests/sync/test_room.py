@@ -116,3 +116,26 @@ async def test_pages_in_memory_are_bounded(serve: Serve, tmp_path: Path, virtual
         tracemalloc.stop()
     assert report.done
     assert peak < 30 * MIB
+
+
+async def test_few_lists_are_open_at_a_time(serve: Serve, tmp_path: Path) -> None:
+    """Each open list takes memory. So the first ones are read to their ends before the last ones begin."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": request.query["page"]}], "total": 3, "pages": 3})
+
+    most = 0
+
+    def look(progress: sync.Progress) -> None:
+        nonlocal most
+        most = max(most, sum(part.pages > 0 and not part.done for part in progress.parts.values()))
+
+    named = {f"account {number}": number for number in range(200)}
+    async with (
+        Journal.open(tmp_path / "journal", batch="b") as journal,
+        aiohttp.ClientSession(await serve(answer), middlewares=stack()) as session,
+    ):
+        source = Source("rows", total="total", total_pages="pages")
+        report = await sync.run(session, {"rows": source}, named, journal=journal, at_once=4, on_progress=look)
+    assert report.done
+    assert 60 < most <= 70

@@ -35,8 +35,8 @@ _OF_A_FALSE_COUNT: Final = (EmptyPage, BadRequest)
 
 _MOST_TOLD: Final = 10
 """Maximum number of reported warnings, bad records and ids of a list."""
-
-
+_LISTS: Final = 64
+"""Lists that begin before the further pages of the first ones are read, also if fewer pages are in flight."""
 _TOLD: Final = ("warnings", "bad", "missing_ids", "deleted_ids")
 """Fields of a position with texts of a page, and of a part with the first texts of the list."""
 
@@ -89,7 +89,9 @@ class PageToRead:
 
 
 class PageSource:
-    """Yields the known pages, one of each list in turn. It ends when no page is being read that may lead to others.
+    """Yields the known pages, one of each list in turn, of as many lists as pages may be in flight.
+
+    It ends when no page is being read that may lead to others.
 
     Args:
         at_once: Maximum number of pages that have been yielded and have not ended.
@@ -125,6 +127,11 @@ class PageSource:
     def __aiter__(self) -> PageSource:
         return self
 
+    @property
+    def _open(self) -> int:
+        """The number of lists with pages to read from which no other list begins: each takes memory."""
+        return max(self._room.number, _LISTS)
+
     async def _take_new(self) -> bool:
         """Put the next new list before the others. Return False if there is none."""
         while True:
@@ -144,7 +151,7 @@ class PageSource:
                 with anyio.move_on_after(PATIENCE):
                     await self._wait()
                 self._room.grow_if_idle()
-            while await self._take_new() or self._lists:
+            while (len(self._lists) < self._open and await self._take_new()) or self._lists:
                 of, walk, numbers, index, token = self._lists.popleft()
                 place = Place(numbers[index], _records_before(of.position, numbers[index]), token)
                 page = PageToRead(of, place, walk)
