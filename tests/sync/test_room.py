@@ -139,3 +139,15 @@ async def test_few_lists_are_open_at_a_time(serve: Serve, tmp_path: Path) -> Non
         report = await sync.run(session, {"rows": source}, named, journal=journal, at_once=4, on_progress=look)
     assert report.done
     assert 60 < most <= 70
+
+
+async def test_at_the_maximum_the_batch_limits_the_pages() -> None:
+    """Pages of an account that has enough in flight wait in the batch. Those of others must still begin."""
+    room = Room(40)
+    assert [room.admits(15), room.admits(16)] == [True, False]
+    while room.number < 40:
+        with room.holding(100, running=1):
+            pass
+    assert room.admits(160)
+    with room.holding(MIB * 3, running=40):
+        assert not room.admits(40)

@@ -147,7 +147,7 @@ class PageSource:
 
     async def __anext__(self) -> PageToRead:
         while True:
-            while self._running >= self._room.number:
+            while not self._room.admits(self._running):
                 with anyio.move_on_after(PATIENCE):
                     await self._wait()
                 self._room.grow_if_idle()

@@ -42,6 +42,13 @@ class Room:
         self._moved = anyio.current_time()
         """When a page was last stored, or the number grew without one."""
 
+    def admits(self, running: int) -> bool:
+        """Return whether another page may begin.
+
+        At the maximum, the batch limits the pages. It may take some ahead, of accounts that have enough pages in flight.
+        """
+        return running < self.number or self.number == self._at_most
+
     @contextmanager
     def holding(self, size: int, running: int) -> Iterator[None]:
         """Hold a page that has arrived until it is stored or has failed.
