@@ -45,7 +45,7 @@ class Room:
     def admits(self, running: int) -> bool:
         """Return whether another page may begin.
 
-        At the maximum, the batch limits the pages. It may take some ahead, of accounts that have enough pages in flight.
+        At the maximum, the batch limits the pages. It takes some ahead, of accounts that have enough pages in flight.
         """
         return running < self.number or self.number == self._at_most
 
