@@ -50,17 +50,25 @@ async def test_the_number_of_large_pages_becomes_what_fits() -> None:
         each.__exit__(None, None, None)
     assert room.number == 4, "too many were held lately"
     for _ in range(100):
-        with room.holding(MIB, running=2):
+        with room.holding(MIB // 2, running=room.number):
             pass
     assert 4 < room.number < 500, "and it grows slowly"
+
+
+async def test_the_number_does_not_grow_if_fewer_are_in_flight() -> None:
+    room = Room(500)
+    for _ in range(100):
+        with room.holding(100, running=7):
+            pass
+    assert room.number == 16
 
 
 async def test_a_failed_page_is_no_longer_held() -> None:
     room = Room(500)
     for _ in range(100):
-        with pytest.raises(OSError, match="full"), room.holding(MIB, running=1):
+        with pytest.raises(OSError, match="full"), room.holding(MIB, running=room.number):
             raise OSError("the disk is full")
-    assert room.number > 32
+    assert room.number > 16
 
 
 @pytest.mark.parametrize("at_most", [1, 3, 32])
@@ -146,7 +154,7 @@ async def test_at_the_maximum_the_batch_limits_the_pages() -> None:
     room = Room(40)
     assert [room.admits(15), room.admits(16)] == [True, False]
     while room.number < 40:
-        with room.holding(100, running=1):
+        with room.holding(100, running=room.number):
             pass
     assert room.admits(160)
     with room.holding(MIB * 3, running=40):

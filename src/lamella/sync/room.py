@@ -67,7 +67,8 @@ class Room:
         finally:
             self._held -= size
             self._moved = anyio.current_time()
-            if self._most <= _BYTES // 2:
+            # Unless about as many were in flight, nothing is known of more.
+            if self._most <= _BYTES // 2 and 2 * running >= self.number:
                 is_small = self.number * self._largest * _SMALL <= _BYTES
                 self._set(self.number + (_FASTER if is_small else 1))
             self._stored += 1
