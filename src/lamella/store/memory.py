@@ -73,7 +73,7 @@ class MemoryStore:
         return _unpacked(state) if type(state) is bytes else state
 
     def pack(self, key: str) -> None:
-        """Keep the state of *key* as JSON until its next use, to save memory. Nobody else may have a reference."""
+        """Store the state of *key* as JSON until its next use, to save memory. No other reference to it may exist."""
         state = self._states.get(key)
         if state is not None and type(state) is not bytes:
             self._states[key] = _packed(state)

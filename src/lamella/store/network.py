@@ -32,7 +32,7 @@ _SEEN: Final = 10_000  # maximum number of states
 _DRIFT: Final = 1.01  # factor per answer by which an answer that sets the clock may be slower than the fastest one
 _WENT_BACK: Final = 1.0  # seconds
 _MOST_WRONG: Final = 0.1  # seconds
-_SAME: Final = 0.0005  # seconds: a timer may be too early by a rounding error
+TIMER_ERROR: Final = 0.0005  # seconds: a timer may be too early by a rounding error
 _TRIES: Final = 50
 _LAST: Final = 0.5  # maximum seconds for the last reports
 VERSION: Final = 16  # characters
@@ -134,7 +134,7 @@ class NetworkStore(ABC):
     @property
     def doubt(self) -> float:
         """Seconds by which the times of two processes may differ."""
-        return 2 * min(self.error, _MOST_WRONG) + _SAME
+        return 2 * min(self.error, _MOST_WRONG) + TIMER_ERROR
 
     @abstractmethod
     async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from lamella.call import Call
 from lamella.logger import LOGGER
 from lamella.rules.backoff import Backoff
-from lamella.store.network import PAUSE, NetworkStore
+from lamella.store.network import PAUSE, TIMER_ERROR, NetworkStore
 from lamella.store.protocol import StoreUnavailable
 from lamella.throttle.estimate import Permit, Wait
 from lamella.throttle.holding import Holding, moved
@@ -28,7 +28,6 @@ _ROUNDS: Final = 3
 _SOON: Final = 0.005
 _ALL_COME: Final = 0.85  # seconds: the pause after a failure of the store plus the longest time between two exchanges
 _OTHER_CLOCK: Final = 1.0  # seconds: two holders differ by less in their estimate of the same clock
-_SAME: Final = 0.0005  # seconds: a timer may be too early by a rounding error
 
 
 class LeasedQueue(Queue):
@@ -227,7 +226,7 @@ class Lease:
             return
         loop = asyncio.get_running_loop()
         if self._timer is not None:
-            if self._timer.when() <= loop.time() + at - now + _SAME:
+            if self._timer.when() <= loop.time() + at - now + TIMER_ERROR:
                 return
             self._timer.cancel()
         self._timer = loop.call_later(at - now, self._flush)
@@ -237,7 +236,7 @@ class Lease:
         at = self.holding.flush_at(self.now(), self._waiting)
         if at is None or self._task is not None:
             return
-        if at > self.now() + _SAME:
+        if at > self.now() + TIMER_ERROR:
             self._flush_later()
             return
         self._task = asyncio.get_running_loop().create_task(self._exchange(self._waiting, 0.0, 1.0))
