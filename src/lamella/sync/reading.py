@@ -94,7 +94,7 @@ class PageSource:
     It ends when no page is being read that may lead to others.
 
     Args:
-        at_once: Maximum number of pages that have been yielded and have not ended.
+        at_once: Maximum number of pages in flight. More may be taken ahead.
     """
 
     def __init__(self, at_once: int) -> None:
