@@ -159,3 +159,24 @@ async def test_at_the_maximum_the_batch_limits_the_pages() -> None:
     assert room.admits(160)
     with room.holding(MIB * 3, running=40):
         assert not room.admits(40)
+
+
+async def test_the_lists_of_an_account_do_not_begin_together(serve: Serve, tmp_path: Path) -> None:
+    """Pages of one account that are sent together exceed its rate limit together, and each is refused."""
+    begun: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        begun.append(request.query["account"])
+        return web.json_response({"data": [{"id": 1}], "total": 1})
+
+    sources = {
+        name: Source(name, total="total", params=lambda account: {"account": account}) for name in ("first", "second")
+    }
+    named = {f"account {number}": str(number) for number in range(30)}
+    async with (
+        Journal.open(tmp_path / "journal", batch="b") as journal,
+        aiohttp.ClientSession(await serve(answer), middlewares=stack()) as session,
+    ):
+        report = await sync.run(session, sources, named, journal=journal, at_once=1)
+    assert report.done
+    assert begun == [*named.values(), *named.values()]

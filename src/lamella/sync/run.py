@@ -172,7 +172,9 @@ async def _opened(
     unread: Iterator[Wanted],
 ) -> Sequence[NewList]:
     """Return the next lists to read. Only these are in memory."""
-    chunk = list(islice(unread, _CHUNK))
+    order = list(sources)
+    # One list of each account first: pages of one account that are sent together exceed its limit together.
+    chunk = sorted(islice(unread, _CHUNK), key=lambda each: order.index(each.resource))
     found = await journal.read(lambda db: [opened(db, each, sources[each.resource]) for each in chunk]) if chunk else ()
     return [
         (
