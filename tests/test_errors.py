@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import json
 import pickle
 import socket
 import subprocess
 import sys
 import traceback
+import tracemalloc
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,7 @@ from lamella import (
     maesn,
 )
 from lamella.classify.judge import api_error_class
+from lamella.errors import summary_of
 
 RULE = Rule(429, "Too Many Requests", "Too many.", "Slow down.", Backoff(60))
 ATTEMPTS = (AttemptRecord(1, 500, None, 0.25, 15.0), AttemptRecord(2, None, "ConnectionLost", 1.0, 30.5))
@@ -256,7 +260,7 @@ def test_the_last_attempt_has_no_wait() -> None:
     assert last == AttemptRecord(2, 500, None, 0.25, 0.0, None, None, None, None, 0.0)
 
 
-@pytest.mark.parametrize(
+of_every_kind = pytest.mark.parametrize(
     "error",
     [
         full_api_error(),
@@ -268,6 +272,9 @@ def test_the_last_attempt_has_no_wait() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
+
+
+@of_every_kind
 def test_an_error_survives_pickling_and_copying(error: LamellaError) -> None:
     pickles = [pickle.dumps(error, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     copies = [pickle.loads(data) for data in pickles]  # noqa: S301
@@ -278,6 +285,37 @@ def test_an_error_survives_pickling_and_copying(error: LamellaError) -> None:
         assert (str(again), repr(again), again.args) == (str(error), repr(error), error.args)
         assert vars(again) == vars(error)
         assert again.outcome == error.outcome
+
+
+@of_every_kind
+def test_a_summary_has_the_texts_of_its_error(error: LamellaError) -> None:
+    summary = summary_of(error)
+    for again in (summary, copy.copy(summary), pickle.loads(pickle.dumps(summary)), summary_of(summary)):  # noqa: S301
+        assert type(again) is type(error)
+        assert (str(again), repr(again), again.outcome) == (str(error), repr(error), error.outcome)
+        assert (again.attempts, again.rule, again.stopped) == (error.attempts, error.rule, error.stopped)
+        if isinstance(error, ApiError):
+            assert isinstance(again, ApiError)
+            texts = attrgetter("details", "validation_errors", "downstream_errors", "error_code", "request_id")
+            assert texts(again) == texts(error)
+            assert (again.request_info.method, again.request_info.url) == (error.method, error.request_info.url)
+            assert (again.body, again.payload, dict(again.request_info.headers)) == (b"", None, {})
+
+
+def test_a_summary_takes_little_memory() -> None:
+    body = json.dumps({"code": "lock", "errors": [{"message": "busy"}], "more": ["x" * 100] * 500}).encode()
+    errors = [api_error(403, body=body, headers=CIMultiDict({"X-Request-Id": "7"})) for _ in range(100)]
+    tracemalloc.start()
+    try:
+        kept = [summary_of(error) for error in errors]
+        errors.clear()
+        gc.collect()
+        size = tracemalloc.get_traced_memory()[0] / len(kept)
+    finally:
+        tracemalloc.stop()
+    texts = attrgetter("error_code", "details", "request_id")
+    assert set(map(texts, kept)) == {("lock", ("busy",), "7")}
+    assert size < 3000
 
 
 def test_changing_a_copy_of_an_error_does_not_change_the_original() -> None:

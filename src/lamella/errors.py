@@ -38,10 +38,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import aiohttp
+from multidict import CIMultiDict
 from yarl import URL
 
 from lamella.attempt_record import AttemptRecord
@@ -95,8 +96,9 @@ class LamellaError(Exception):
         return f"<{type(self).__name__}: {f'{self.outcome}, retried' if self.retried else self}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # pickle and copy cannot call these constructors. Reading the URL makes an ApiError redact its fields.
-        return _blank, (type(self),), {"url": self.url, **vars(self), "rule": self.rule.without_condition()}
+        # pickle and copy cannot call these constructors.
+        getattr(self, "request_info", None)  # an ApiError sets its fields when it is read
+        return _blank, (type(self),), {**vars(self), "rule": self.rule.without_condition()}
 
 
 def _sentence(text: str) -> str:
@@ -105,6 +107,20 @@ def _sentence(text: str) -> str:
 
 def _blank(cls: type[LamellaError]) -> LamellaError:
     return cls.__new__(cls)
+
+
+def _request_info(url: str, method: str) -> dict[str, object]:
+    shown = URL(url)
+    return {"request_info": aiohttp.RequestInfo(shown, method, CIMultiDict(), shown)}  # type: ignore[arg-type]
+
+
+def summary_of(error: LamellaError) -> LamellaError:
+    """Return a copy of *error* with its texts, but without traceback, cause, body and headers except the request ID."""
+    summary = _blank(type(error))
+    # Setting one at a time takes less memory.
+    for name, value in (error._summary() if isinstance(error, ApiError) else vars(error)).items():
+        setattr(summary, name, value)
+    return summary
 
 
 class ApiError(LamellaError, aiohttp.ClientResponseError):
@@ -171,7 +187,7 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
         """The body as JSON, or None if it is not JSON. Parsed on first access."""
         return self._said.payload
 
-    @property
+    @cached_property
     def error_code(self) -> str | None:
         """The API's own error code in the body, such as ``lock_timeout``, or None."""
         return (found := code_in(self.payload, self.status)) and redact_text(found)
@@ -201,6 +217,18 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
     def outcome(self) -> Outcome:
         """The status of the response."""
         return self.status
+
+    def _summary(self) -> dict[str, Any]:
+        request_id = self.request_id
+        fields = vars(self) | {
+            "headers": CIMultiDict({"x-request-id": request_id} if request_id else {}),
+            "body": b"",
+            "error_code": self.error_code,
+            "_said": self._said._replace(payload=None),
+            "_look": partial(_request_info, self.url, self.method),
+        }
+        fields.pop("request_info", None)
+        return fields
 
     def _what(self) -> str:
         said = "; ".join((self.details + self.validation_errors + self.downstream_errors)[:5])

@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from tests.cli.serving import API_KEY
@@ -88,15 +88,25 @@ def lamella_to_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as gone:
-        return subprocess.run(  # noqa: S603
-            [sys.executable, "-m", "lamella", *arguments],
-            env=environment(),
-            stdout=gone,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            timeout=HANGS,
-            check=False,
-        )
+        return _lamella_into(gone, *arguments)
+
+
+def lamella_to_a_full_disk(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with its output in a file that cannot be written."""
+    with open("/dev/full", "wb") as full:
+        return _lamella_into(full, *arguments)
+
+
+def _lamella_into(stdout: IO[bytes], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "lamella", *arguments],
+        env=environment(),
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        timeout=HANGS,
+        check=False,
+    )
 
 
 @contextmanager

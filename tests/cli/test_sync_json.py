@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 from tests.cli.progress import api_error
 
+from lamella.cli import report
 from lamella.cli.causes import causes_of
-from lamella.cli.report import Check, Synced, as_json
+from lamella.cli.report import Check, Synced
+from lamella.cli.terminal import json_text
 from lamella.sync import Part
 
 KEY = "k3y-of-4da"
@@ -19,6 +25,11 @@ PARTS = (
     Part("Bob", "a", None, error=api_error(500)),
     Part("Bob", "b", None, error=RuntimeError(f"something about {KEY}\x1b")),
 )
+
+
+def as_json(*arguments: Any, **options: Any) -> Any:
+    """Return the report as it is printed."""
+    return json.loads("".join(json_text(report.as_json(*arguments, **options))))
 
 
 def test_json_has_the_state_of_each_part() -> None:
@@ -37,8 +48,7 @@ def test_secrets_in_json_are_redacted() -> None:
     synced = Synced(1, False, PARTS, 1.0, fault=f"the journal of {KEY} is full")
     told = causes_of(PARTS, [KEY])
     found = as_json(synced, told, output=Path("a.db"), exit_code=1, secrets=[KEY])
-    text = json.dumps(found)
-    assert KEY not in text
+    assert KEY not in json.dumps(found)
     assert found["parts"][-1]["error"] == {
         "type": "RuntimeError",
         "status": None,
@@ -48,7 +58,6 @@ def test_secrets_in_json_are_redacted() -> None:
     }
     assert found["fault"] == "the journal of REDACTED is full"
     assert [cause["said"] for cause in found["causes"]] == [None, "something about REDACTED"]
-    assert json.loads(text) == found
 
 
 def test_messages_of_our_own_errors_are_not_truncated() -> None:
@@ -65,3 +74,35 @@ def test_json_has_the_checks_of_a_sync_with_the_sandbox() -> None:
         {"what": "All is well.", "fault": None},
         {"what": "Nothing is lost.", "fault": "1 record missing"},
     ]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {},
+        {"a": 1},
+        {"a": [], "b": {}, "c": ""},
+        {"a": [1, {"b": [None, "two\nlines"]}], "c": {"d": {"e": 1.5}}},
+        {'quoted "name"': "\x1b é", "b": [[], [[]]]},
+    ],
+)
+def test_the_text_is_that_of_the_standard_library(found: dict[str, object]) -> None:
+    assert "".join(json_text(found)) == json.dumps(found, indent=2)
+    lists = {name: iter(value) if isinstance(value, list) else value for name, value in found.items()}
+    assert "".join(json_text(lists)) == json.dumps(found, indent=2)
+
+
+def test_a_long_list_is_not_in_memory() -> None:
+    """The report of 100,000 lists takes 60 MB as a text."""
+
+    def many() -> Iterator[dict[str, object]]:
+        for number in range(10_000):
+            yield {"account": f"account {number}", "warnings": ["x" * 100]}
+
+    tracemalloc.start()
+    try:
+        size = sum(map(len, json_text({"parts": many()})))
+        assert tracemalloc.get_traced_memory()[1] < 300_000
+    finally:
+        tracemalloc.stop()
+    assert size > 1_000_000

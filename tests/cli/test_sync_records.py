@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import sqlite3
 from contextlib import closing
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import typer
 from aiohttp import web
+from tests.cli.conftest import lamella_to_a_full_disk
 from tests.cli.serving import API_KEY, KEYS, answering, write_accounts
 from typer.testing import CliRunner, Result
 
@@ -254,19 +252,22 @@ def test_an_answer_with_two_lists_of_one_name_fails() -> None:
     assert "page 1 of bills is not readable JSON (a name occurs twice)" in words(shown)
 
 
-@pytest.mark.parametrize("more", [(), ("--json",)])
-def test_a_full_disk_of_the_shown_text_is_named(monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]) -> None:
-    shown = typer.echo
-
-    def echo(message: Any = None, *, err: bool = False) -> None:
-        if not err:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        shown(message, err=err)
-
-    monkeypatch.setattr(typer, "echo", echo)
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("more", [("--json", "--quiet"), (), ("--json",)])
+def test_a_full_disk_of_the_shown_text_is_named(more: tuple[str, ...]) -> None:
+    write_accounts(Path())
     with answering(partial(answer, text=body('{"billId":"a"}', '{"billId":"b"}', '{"billId":"c"}'))) as url:
-        result = sync(url, "--output", "out.jsonl", *more)
-    assert result.exit_code == 1
+        arguments = ("--accounts", "accounts.csv", "--resource", "bills", "--journal", "j", "--base-url", url)
+        result = lamella_to_a_full_disk("sync", *arguments, "--output", "out.jsonl", *more)
+    assert result.returncode == 1
     assert "lamella: stdout cannot be written: No space left on device; continue with: lamella sync" in result.stderr
     assert "Traceback" not in result.stderr
-    assert len(Path("out.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    assert "Exception" not in result.stderr
+    assert len(Path("out.jsonl").read_text(encoding="utf-8").splitlines()) == 9
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("arguments", [("explain", "429"), ("--version",), ("--help",)])
+def test_every_command_names_a_full_disk(arguments: tuple[str, ...]) -> None:
+    result = lamella_to_a_full_disk(*arguments)
+    assert (result.returncode, result.stderr) == (1, "lamella: stdout cannot be written: No space left on device\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from aiohttp import web
 from tests.servers import Serve
 
-from lamella import Source, stack, sync
+from lamella import Forbidden, Source, stack, sync
 from lamella.batch import Journal
 from lamella.sync.room import Room
 from lamella.testing import VirtualClock
@@ -180,3 +181,29 @@ async def test_the_lists_of_an_account_do_not_begin_together(serve: Serve, tmp_p
         report = await sync.run(session, sources, named, journal=journal, at_once=1)
     assert report.done
     assert begun == [*named.values(), *named.values()]
+
+
+async def test_only_the_first_errors_keep_their_traceback_and_response(serve: Serve, tmp_path: Path) -> None:
+    """With many accounts whose key was revoked, all of them would take 30 kB for each part."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"message": "no access"}, status=403, headers={"X-Request-Id": "7"})
+
+    report = await synced(await serve(answer), tmp_path, 25)
+    errors = [part.error for part in report.failed]
+    assert len(errors) == 25
+    assert [type(error) for error in errors] == [Forbidden] * 25
+    assert len({re.sub(r"in [0-9.]+ m?s", "", str(error)) for error in errors}) == 1
+    assert sum(error is not None and error.__traceback__ is not None for error in errors) == 10
+    found = [(error.details, error.request_id, bool(error.body)) for error in errors if isinstance(error, Forbidden)]
+    assert sorted(found) == [(("no access",), "7", False)] * 15 + [(("no access",), "7", True)] * 10
+
+
+async def test_so_do_errors_of_other_kinds(serve: Serve, tmp_path: Path) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"nothing": "that is a list"})
+
+    report = await synced(await serve(answer), tmp_path, 25)
+    errors = [part.error for part in report.failed]
+    assert len(set(map(str, errors))) == 1
+    assert sum(error is not None and error.__traceback__ is not None for error in errors) == 10

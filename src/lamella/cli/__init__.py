@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 __all__ = ["main"]
@@ -13,6 +15,21 @@ def main() -> None:
         _main()
     except KeyboardInterrupt:  # interrupted while loading; later each command prints its own message
         sys.exit(130)
+    except OSError as exc:
+        if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        print(f"lamella: {exc.filename or 'stdout'} cannot be written: {exc.strerror}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        _drop_unwritten()
+
+
+def _drop_unwritten() -> None:
+    """Drop what stdout cannot take: Python would try to write it again at its exit, and end with the code 120."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _main() -> None:

@@ -8,9 +8,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import typer
-
-from lamella.cli.terminal import count, duration, fail, make_console, show
+from lamella.cli.terminal import count, duration, fail, make_console, print_json, show
 from lamella.redaction import one_line, redact_url
 from lamella.store.network import Stored
 from lamella.store.postgres import PostgresStore
@@ -65,7 +63,7 @@ def main(given: str | None, prefix: str | None, table: str | None, chosen: Chose
     except Exception as exc:  # noqa: BLE001 - of a client library
         fail(f"{shown} cannot be read: {_reason(exc)}")
     if as_json:
-        typer.echo(json.dumps({"store": shown, **found}, indent=2))
+        print_json({"store": shown, **found})
         return
     _print(shown, found)
 

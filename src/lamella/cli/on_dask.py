@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -25,7 +24,7 @@ from lamella import maesn
 from lamella.cli.accounts import others_can_read
 from lamella.cli.options import Options, options_on_workers, say_how_to_go_on, why_not_forgotten
 from lamella.cli.process import cancelled_by_signals
-from lamella.cli.terminal import count, duration, fail, line, make_console, warn
+from lamella.cli.terminal import count, duration, fail, line, make_console, print_json, warn
 from lamella.dataset import DatasetError, DatasetProgress, DatasetReport
 from lamella.redaction import one_line, redact_text
 from lamella.sync import TooManyDeparted
@@ -133,7 +132,7 @@ def _tell(console: Console, report: DatasetReport, options: Options) -> int:
     """Show the result and return the exit code."""
     result, code = report.result, int(not report.done or report.result.misfits > 0)
     if options.as_json:
-        typer.echo(json.dumps({"version": 1, **asdict(report), "exit_code": code}, indent=2))
+        print_json({"version": 1, **asdict(report), "exit_code": code})
     told = f"Run {report.run}: {result.done:,} of {count(result.parts, 'part')} done"
     skipped = f", {count(report.skipped, 'shard')} were done before" if report.skipped else ""
     console.print(

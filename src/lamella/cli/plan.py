@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from contextlib import nullcontext
 
-import typer
 from rich.console import Console
 
 from lamella import maesn
 from lamella.batch import Journal
 from lamella.cli import report
 from lamella.cli.options import Settings
-from lamella.cli.terminal import show
+from lamella.cli.terminal import print_json, show
 from lamella.sync import Part
 
 
@@ -27,7 +25,7 @@ def show_plan(settings: Settings, console: Console, *, as_json: bool) -> None:
     """
     parts = asyncio.run(_plan(settings))
     if as_json:
-        typer.echo(json.dumps(report.plan_as_json(parts), indent=2))
+        print_json(report.plan_as_json(parts))
     else:
         show(console, report.plan_as_table(parts))
 

@@ -207,7 +207,7 @@ def as_json(
     secrets: Sequence[str] = (),
     checks: Sequence[Check] = (),
 ) -> _Json:
-    """Return the result of a sync, without any of *secrets*."""
+    """Return the result of a sync, without any of *secrets*. Long lists are iterators: see `json_text`."""
     parts = synced.parts
     return {
         "version": _VERSION,
@@ -217,15 +217,15 @@ def as_json(
         "interrupted": synced.interrupted,
         "fault": None if synced.fault is None else redact_text(synced.fault, secrets),
         "complete": are_all_there(parts),
-        "gaps": [
+        "gaps": (
             {"account": part.account, "resource": part.resource, "since": part.since} for part in parts if part.gap
-        ],
+        ),
         **_of_parts(parts, secrets),
         "causes": [
             {name: value or None for name, value in asdict(cause).items()} | {"accounts": list(cause.accounts)}
             for cause in causes
         ],
-        "comparisons": [
+        "comparisons": (
             {
                 "account": part.account,
                 "resource": part.resource,
@@ -238,7 +238,7 @@ def as_json(
             }
             for part in parts
             if part.compared or part.missing or part.deleted or part.unmet
-        ],
+        ),
         "misfits": synced.misfits.count,
         "empty_columns": list(synced.misfits.empty),
         "stale_files": list(synced.misfits.stale),
@@ -252,7 +252,7 @@ def as_json(
 
 
 def plan_as_json(parts: Sequence[Part]) -> _Json:
-    """Return the plan of a sync (``--dry-run``)."""
+    """Return the plan of a sync (``--dry-run``). Long lists are iterators: see `json_text`."""
     return {"version": _VERSION, "dry_run": True, **_of_parts(parts, ()), "exit_code": 0}
 
 
@@ -266,7 +266,7 @@ def _of_parts(parts: Sequence[Part], secrets: Sequence[str]) -> _Json:
             "pages": sum(part.pages for part in parts),
             "records": sum(part.records for part in parts),
         },
-        "parts": [
+        "parts": (
             {
                 **{name: getattr(part, name) for name in _FIELDS},
                 "state": state_of(part),
@@ -276,7 +276,7 @@ def _of_parts(parts: Sequence[Part], secrets: Sequence[str]) -> _Json:
                 "error": _error(part.error, secrets) if part.error is not None and state_of(part) == "failed" else None,
             }
             for part in parts
-        ],
+        ),
         "dropped": dropped_of(parts),
     }
 

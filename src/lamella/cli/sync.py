@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import aiohttp
-import typer
 from rich.console import Console
 from rich.text import Text
 from yarl import URL
@@ -34,7 +32,7 @@ from lamella.cli.process import cancelled_by_signals, connections, without_stami
 from lamella.cli.progress import Watch
 from lamella.cli.remarks import remarks, remarks_of_run
 from lamella.cli.report import Check, Synced
-from lamella.cli.terminal import count, duration, fail, make_console, show, some, warn
+from lamella.cli.terminal import count, duration, fail, make_console, print_json, show, some, warn
 from lamella.redaction import redact_text
 from lamella.retry.report import OnAttempt
 from lamella.sync import Report, SchemaMismatch, TooManyDeparted
@@ -312,7 +310,7 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
             synced, causes, output=options.output, exit_code=code, secrets=settings.secrets, checks=checks
         )
         found["absent"] = [{"account": name, "resource": resource} for name, resource in settings.absent]
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
     _say_the_last_words(console, ended, code)
     return code
 

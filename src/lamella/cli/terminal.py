@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from textwrap import indent
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -46,6 +48,37 @@ def show(console: Console, *parts: RenderableType) -> None:
         with console.capture() as captured:
             console.print(part)
         typer.echo("\n".join(text.rstrip() for text in captured.get().splitlines()), err=console.stderr)
+
+
+def print_json(found: Mapping[str, object]) -> None:
+    """Print an object as JSON, as `json_text` returns it."""
+    for piece in json_text(found):
+        print(piece, end="")
+    print(flush=True)
+
+
+def json_text(found: Mapping[str, object]) -> Iterator[str]:
+    """Yield the pieces of an object as JSON.
+
+    A field whose value is an iterator becomes a list. Only one item of it is in memory at a time.
+    """
+    before = "{"
+    for name, value in found.items():
+        yield f"{before}\n  {json.dumps(name)}: "
+        before = ","
+        if isinstance(value, Iterator):
+            yield from _list_text(value)
+        else:
+            yield json.dumps(value, indent=2).replace("\n", "\n  ")
+    yield "{}" if before == "{" else "\n}"
+
+
+def _list_text(items: Iterator[object]) -> Iterator[str]:
+    before = "["
+    for item in items:
+        yield f"{before}\n{indent(json.dumps(item, indent=2), '    ')}"
+        before = ","
+    yield "[]" if before == "[" else "\n  ]"
 
 
 def line(*parts: str | Text | tuple[str, str]) -> Text:

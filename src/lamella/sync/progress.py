@@ -35,7 +35,9 @@ class Part:
     skipped: bool = False
     """It was already done when the run was resumed."""
     error: Exception | None = None
-    """The error of the first page that could not be read or stored, or of the incomplete list."""
+    """The error of the first page that could not be read or stored, or of the incomplete list. Only those of the first
+    ten parts that fail have a traceback, a cause, and the headers and the body of the response: all of them would take
+    much memory."""
     gap: bool = False
     """It is done, but records last changed before `since` may be missing, because no run has read the list up to that
     time, or the clock of the API has gone back since then. A run without *since* reads them."""

@@ -14,7 +14,7 @@ import anyio
 from yarl import URL
 
 from lamella.batch import AccountStopped, ItemOutcome, Journal
-from lamella.errors import BadRequest, Forbidden, LamellaError, MethodNotAllowed, NotFound
+from lamella.errors import BadRequest, Forbidden, LamellaError, MethodNotAllowed, NotFound, summary_of
 from lamella.sync.contact import Contact
 from lamella.sync.decode import Records
 from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
@@ -35,6 +35,8 @@ _OF_A_FALSE_COUNT: Final = (EmptyPage, BadRequest)
 
 _MOST_TOLD: Final = 10
 """Maximum number of reported warnings, bad records and ids of a list."""
+_MOST_WHOLE: Final = 10
+"""Maximum number of parts whose error keeps its traceback and the response: all of them would take much memory."""
 _LISTS: Final = 64
 """Lists that begin before the further pages of the first ones are read, also if fewer pages are in flight."""
 _TOLD: Final = ("warnings", "bad", "missing_ids", "deleted_ids")
@@ -188,6 +190,8 @@ class Reading:
         self._journal = journal
         self._on_progress = on_progress
         self._contacts: defaultdict[str, Contact] = defaultdict(Contact)
+        self._failed = 0
+        """The number of parts that have an error."""
         self.pages: PageSource = PageSource(at_once)
 
     def begin(self, progress: Progress) -> None:
@@ -245,6 +249,10 @@ class Reading:
         of.beyond = of.beyond + 1 if isinstance(error, _OF_A_FALSE_COUNT) else 0
         if of.beyond > MOST_EMPTY:
             of.is_over = True
+        if error is not None and of.part.error is None:
+            self._failed += 1
+            if self._failed > _MOST_WHOLE:
+                error = _summary_of(error)
         part = part_of(of.wanted, of.position)
         self._change(
             of,
@@ -286,6 +294,13 @@ class Reading:
     def _report(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self._progress)
+
+
+def _summary_of(error: Exception) -> Exception:
+    if isinstance(error, LamellaError):
+        return summary_of(error)
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _records_before(position: Position, number: int) -> int:
