@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from lamella import sync
+from lamella.cli.secrets import NO_SECRETS, Secrets
 from lamella.errors import ApiError, LamellaError, MethodNotAllowed, NotFound, TransportError, Unauthorized
 from lamella.redaction import redact_text
 from lamella.sync import Part
@@ -92,12 +93,12 @@ def reason_of(error: Exception, secrets: Iterable[str] = (), *, of_account: bool
     return Reason(what, error.stopped.phrase if error.stopped else "", redact_text(said), hint)
 
 
-def causes_of(parts: Sequence[Part], secrets: Sequence[str] = ()) -> tuple[Cause, ...]:
+def causes_of(parts: Sequence[Part], secrets: Secrets = NO_SECRETS) -> tuple[Cause, ...]:
     """Return the causes of failed parts, most frequent first, without any of *secrets*."""
     groups: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
     for part in parts:
         if part.error is not None and state_of(part) == "failed":
-            reason = reason_of(part.error, secrets, of_account=True)
+            reason = reason_of(part.error, secrets.of(part.account), of_account=True)
             groups.setdefault((reason.what, reason.stopped, reason.hint), []).append((part.account, reason.said))
     return tuple(
         Cause(

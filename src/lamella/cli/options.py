@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast, get_args
@@ -20,6 +20,7 @@ from yarl import URL
 from lamella.breaker import Breaker
 from lamella.cli.accounts import accounts_of_environment, key_in
 from lamella.cli.schema import tables_in
+from lamella.cli.secrets import Secrets
 from lamella.cli.terminal import count, http_url
 from lamella.maesn import BASE_URL, RULES, Account, current_account
 from lamella.maesn.accounts_file import accounts_in
@@ -53,7 +54,7 @@ _T = TypeVar("_T")
 _U = TypeVar("_U")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """Checked settings: what to sync, and how."""
 
@@ -89,13 +90,20 @@ class Settings:
 
     def current_account(self) -> str | None:
         """Return the name of the account of the current call; all names if several share the key."""
-        key = current_account()
-        return ", ".join(each.name for each in self.accounts if each.key == key) or None
+        return self._names.get(current_account())
 
-    @property
-    def secrets(self) -> tuple[str, ...]:
+    @cached_property
+    def _names(self) -> Mapping[str | None, str]:
+        """The names of the accounts by key."""
+        found: dict[str | None, str] = {}
+        for each in self.accounts:
+            found[each.key] = f"{found[each.key]}, {each.name}" if each.key in found else each.name
+        return found
+
+    @cached_property
+    def secrets(self) -> Secrets:
         """Values that must never be shown."""
-        return (self.api_key, *(account.key for account in self.accounts))
+        return Secrets(self.api_key, {account.name: account.key for account in self.accounts})
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from rich.text import Text
 from lamella.cli.causes import Cause, reason_of, state_of
 from lamella.cli.colours import FAILED, PASSED
 from lamella.cli.remarks import are_all_there, dropped_of
+from lamella.cli.secrets import NO_SECRETS, Secrets
 from lamella.cli.terminal import count, duration, some
 from lamella.errors import LamellaError, TransportError
 from lamella.redaction import redact_text
@@ -204,7 +205,7 @@ def as_json(
     *,
     output: Path | None,
     exit_code: int,
-    secrets: Sequence[str] = (),
+    secrets: Secrets = NO_SECRETS,
     checks: Sequence[Check] = (),
 ) -> _Json:
     """Return the result of a sync, without any of *secrets*. Long lists are iterators: see `json_text`."""
@@ -215,7 +216,7 @@ def as_json(
         "resumed": synced.resumed,
         "took": round(synced.took, 3),
         "interrupted": synced.interrupted,
-        "fault": None if synced.fault is None else redact_text(synced.fault, secrets),
+        "fault": None if synced.fault is None else redact_text(synced.fault, secrets.all),
         "complete": are_all_there(parts),
         "gaps": (
             {"account": part.account, "resource": part.resource, "since": part.since} for part in parts if part.gap
@@ -231,9 +232,9 @@ def as_json(
                 "resource": part.resource,
                 "proved": part.compared,
                 "missing": part.missing,
-                "missing_ids": [redact_text(text, secrets) for text in part.missing_ids],
+                "missing_ids": [redact_text(text, secrets.of(part.account)) for text in part.missing_ids],
                 "deleted": part.deleted,
-                "deleted_ids": [redact_text(text, secrets) for text in part.deleted_ids],
+                "deleted_ids": [redact_text(text, secrets.of(part.account)) for text in part.deleted_ids],
                 "unmet": part.unmet,
             }
             for part in parts
@@ -242,7 +243,7 @@ def as_json(
         "misfits": synced.misfits.count,
         "empty_columns": list(synced.misfits.empty),
         "stale_files": list(synced.misfits.stale),
-        "misfit_texts": [redact_text(text, secrets) for text in synced.misfits.first],
+        "misfit_texts": [redact_text(text, secrets.all) for text in synced.misfits.first],
         "departed": list(synced.departed),
         "not_read": list(synced.not_read),
         "output": None if output is None else str(output),
@@ -253,10 +254,10 @@ def as_json(
 
 def plan_as_json(parts: Sequence[Part]) -> _Json:
     """Return the plan of a sync (``--dry-run``). Long lists are iterators: see `json_text`."""
-    return {"version": _VERSION, "dry_run": True, **_of_parts(parts, ()), "exit_code": 0}
+    return {"version": _VERSION, "dry_run": True, **_of_parts(parts, NO_SECRETS), "exit_code": 0}
 
 
-def _of_parts(parts: Sequence[Part], secrets: Sequence[str]) -> _Json:
+def _of_parts(parts: Sequence[Part], secrets: Secrets) -> _Json:
     states = Counter(map(state_of, parts))
     return {
         "totals": {
@@ -266,18 +267,20 @@ def _of_parts(parts: Sequence[Part], secrets: Sequence[str]) -> _Json:
             "pages": sum(part.pages for part in parts),
             "records": sum(part.records for part in parts),
         },
-        "parts": (
-            {
-                **{name: getattr(part, name) for name in _FIELDS},
-                "state": state_of(part),
-                "warnings": [redact_text(text, secrets) for text in part.warnings],
-                **({"nameless": part.nameless} if part.nameless else {}),
-                "bad_records": [redact_text(text, secrets) for text in part.bad],
-                "error": _error(part.error, secrets) if part.error is not None and state_of(part) == "failed" else None,
-            }
-            for part in parts
-        ),
+        "parts": (_of_part(part, secrets.of(part.account)) for part in parts),
         "dropped": dropped_of(parts),
+    }
+
+
+def _of_part(part: Part, secrets: Sequence[str]) -> _Json:
+    state = state_of(part)
+    return {
+        **{name: getattr(part, name) for name in _FIELDS},
+        "state": state,
+        "warnings": [redact_text(text, secrets) for text in part.warnings],
+        **({"nameless": part.nameless} if part.nameless else {}),
+        "bad_records": [redact_text(text, secrets) for text in part.bad],
+        "error": _error(part.error, secrets) if part.error is not None and state == "failed" else None,
     }
 
 

@@ -138,7 +138,7 @@ async def run(
         JournalError: The journal cannot be opened; nothing was sent.
         asyncio.CancelledError: Interrupted before the sync began.
     """
-    keys = {account.name: account.key for account in settings.accounts}
+    keys = settings.secrets.keys
     throttle = Throttle(settings.rules, key=lambda _: maesn.current_account(), tracer_provider=provider)
     watch = Watch(lambda name: throttle.blocked_for(settings.base_url, keys[name]))
     began = time.monotonic()
@@ -316,7 +316,7 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
 
 
 def _notes(settings: Settings, synced: Synced) -> Iterator[str]:
-    yield from remarks(synced.parts, settings.secrets)
+    yield from remarks(synced.parts, settings.secrets.all)
     if synced.misfits.count:
         yield redact_text(
             f"{SchemaMismatch(synced.misfits.count, synced.misfits.first[:2])}. They are null in the tables."
