@@ -215,7 +215,7 @@ class TestARun:
             of = ListToRead(
                 Wanted("north", "bills"), maesn.source("bills", 5), None, Position(1, None, 0, None, 0, False)
             )
-            progress = Progress(1, [of.part], Batch(reading.read, []), resumed=False)
+            progress = Progress(1, {of.wanted: of.part}, Batch(reading.read, []), resumed=False)
             reading.begin(progress)
             for number, stored, ended in ((1, 1, False), (3, 3, True), (2, 2, False)):
                 reading.ended(

@@ -139,7 +139,7 @@ async def test_export_writes_what_a_sync_stores(journal: Journal, folder: Path, 
     records = [{"invoiceId": f"{number}", "text": "\ud83d halved", "total": 0.1} for number in range(3)]
 
     def change(db: sqlite3.Connection) -> None:
-        begin(db, [wanted], Ask({"invoices": source}), part_of)
+        begin(db, [wanted], Ask({"invoices": source}, ["Müller"]), part_of)
         page = Page(1, 1, [record_of(json.dumps(record).encode(), source) for record in records])
         store(db, wanted, 1, page, source)
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
 
 from lamella.sync import nameless
@@ -51,14 +50,16 @@ class Ask(NamedTuple):
     """The arguments of a run."""
 
     sources: Mapping[str, Source]  # by resource
+    accounts: Collection[str]  # all of the run, also those without a list
     since: str | None = None  # for a new run. None: each list begins at its mark
     resume: bool = False
     lookback: float = OVERLAP
     full_before: int | None = None  # a list is read from its beginning if this was last done before this time
     latest: int = 2**62  # a later time in the journal is that of a wrong clock: then a list is read from its beginning
     departed: Departed = "keep"
-    made: Mapping[tuple[str, str], str] = MappingProxyType({})
-    """The identity of the records, by account and resource. An empty resource stands for a whole account."""
+    made: Callable[[], Iterable[tuple[str, str, str]]] = tuple
+    """Returns the identities of the records: account, resource and text. An empty resource stands for a whole account.
+    All of them at once would take much memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[in
     [last] = db.execute("SELECT max(run) FROM sync_parts").fetchone()
     resumed = ask.resume and last is not None
     run: int = (last or 0) + (0 if resumed else 1)
-    others = of_others(db, ask.made)
+    others = of_others(db, ask.made())
     has_any = "SELECT 1 FROM sync_records WHERE account = ? AND ? IN ('', resource) LIMIT 1"
     dropped = {key for key in others if db.execute(has_any, key).fetchone()}
     return (
@@ -116,22 +117,21 @@ def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[in
 
 def begin(
     db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask, made: Callable[[Wanted, Position], _T]
-) -> tuple[int, bool, list[_T]]:
+) -> tuple[int, bool, dict[tuple[str, str], _T]]:
     """Begin a run, or continue the last one if it should be resumed.
 
-    Return the run's number, whether it is resumed, and what *made* returns for each list and its position. Drop the
+    Return the run's number, whether it is resumed, and for each list what *made* returns for its position. Drop the
     stored records of each account and list whose identity has changed.
     """
-    accounts = {account for names in (wanted, ask.made) for account, _ in names}
-    check_departed(db, accounts, ask.departed)
+    check_departed(db, ask.accounts, ask.departed)
     adopt(db)
     prepare(db)
     run, resumed, positions = look(db, wanted, ask)
-    others = of_others(db, ask.made)
+    others = of_others(db, ask.made())
     drop(db, others)
-    settle_departed(db, accounts, ask.departed, int(time.time() * 1_000_000))
-    db.executemany("INSERT OR REPLACE INTO sync_made VALUES (?, ?, ?)", ((*key, of) for key, of in ask.made.items()))
-    found: list[_T] = []
+    settle_departed(db, ask.accounts, ask.departed, int(time.time() * 1_000_000))
+    db.executemany("INSERT OR REPLACE INTO sync_made VALUES (?, ?, ?)", ask.made())
+    found: dict[tuple[str, str], _T] = {}
     for each, start in zip(wanted, positions, strict=True):
         position = start
         if not start.walk:
@@ -143,7 +143,7 @@ def begin(
             forget_pages(db, each)
             save(db, each, walk)
             position = replace(_position(db, each, walk), dropped=start.dropped)
-        found.append(made(each, position))
+        found[each] = made(each, position)
     return run, resumed, found
 
 

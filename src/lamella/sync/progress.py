@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -77,7 +77,7 @@ class Progress:
     def __init__(
         self,
         run: int,
-        parts: Iterable[Part],
+        parts: dict[tuple[str, str], Part],
         batch: Batch[Any, Any],
         *,
         resumed: bool,
@@ -96,7 +96,7 @@ class Progress:
         """The part that changed last. None at the beginning."""
         self.misfits: Misfits = Misfits()
         """The values that do not fit the typed columns of the output, once it is written."""
-        self._parts = {(part.account, part.resource): part for part in parts}
+        self._parts = parts
         self._batch = batch
 
     def take(self, part: Part) -> None:

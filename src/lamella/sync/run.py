@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from os import PathLike
 from typing import Any, Final, get_args
 
@@ -270,17 +270,36 @@ def _checked(
     wanted = [
         Wanted(account, resource) for account in accounts for resource in sources if (account, resource) not in absent
     ]
-    made = {(name, ""): identity(account) for name, account in accounts.items()}
-    identities = {name: source.identity for name, source in sources.items()}  # one text for all accounts
-    for each in wanted:
-        made[each] = identities[each.resource] + sources[each.resource].variant(accounts[each.account])
     return wanted, Ask(
         sources,
+        accounts,
         None if since is None else checked_moment(since),
         resume,
         lookback,
         full_before,
         departed=departed,
         latest=int((now + _CLOCKS_DIFFER) * 1_000_000),
-        made=made,
+        made=_identities(sources, accounts, wanted, identity),
     )
+
+
+def _identities(
+    sources: Mapping[str, Source], accounts: Mapping[str, Any], wanted: list[Wanted], identity: Callable[[Any], str]
+) -> Callable[[], Iterator[tuple[str, str, str]]]:
+    """Return a function that yields each account and list with the identity of its records."""
+    texts: dict[str, str] = {}  # equal texts are one object
+    of_sources = {name: source.identity for name, source in sources.items()}
+    of_accounts = [texts.setdefault(text := identity(account), text) for account in accounts.values()]
+    of_lists = [
+        texts.setdefault(
+            text := of_sources[each.resource] + sources[each.resource].variant(accounts[each.account]), text
+        )
+        for each in wanted
+    ]
+
+    def made() -> Iterator[tuple[str, str, str]]:
+        yield from zip(accounts, repeat(""), of_accounts)
+        for (account, resource), text in zip(wanted, of_lists, strict=True):
+            yield account, resource, text
+
+    return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Final, Literal
@@ -291,12 +291,15 @@ def count_change(db: sqlite3.Connection) -> None:
         db.execute("INSERT INTO sync_version VALUES (1)")
 
 
-def of_others(db: sqlite3.Connection, made: Mapping[tuple[str, str], str]) -> set[tuple[str, str]]:
-    """Return the keys of *made* whose stored records have another identity. An unknown identity counts as equal."""
+def of_others(db: sqlite3.Connection, made: Iterable[tuple[str, str, str]]) -> set[tuple[str, str]]:
+    """Return those of *made* whose stored records have another identity, as account and resource.
+
+    An unknown identity counts as equal.
+    """
     if not has_table(db, "sync_made"):
         return set()
-    rows = db.execute("SELECT account, resource, made FROM sync_made")
-    return {(account, resource) for account, resource, of in rows if made.get((account, resource), of) != of}
+    is_other = "SELECT 1 FROM sync_made WHERE account = ? AND resource = ? AND made != ?"
+    return {each[:2] for each in made if db.execute(is_other, each).fetchone()}
 
 
 def adopt(db: sqlite3.Connection) -> None:
