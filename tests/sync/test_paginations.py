@@ -339,6 +339,25 @@ class TestChains:
         assert "the next page is at another origin: http://127" in str(part.error)
         assert asked == []
 
+    async def test_a_chain_stays_at_its_origin_after_a_redirect(self, serve: Serve) -> None:
+        """Otherwise the pages after the redirected one would get the credentials of the session."""
+        asked = []
+
+        async def other(request: web.Request) -> web.StreamResponse:
+            asked.append(request.headers.get("Authorization"))
+            return web.json_response({"data": numbered(1), "next": "/more"})
+
+        there = f"{await serve(other)}/items"
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            raise web.HTTPFound(there)
+
+        headers = {"Authorization": "Bearer zq-token"}
+        async with aiohttp.ClientSession(await serve(handle), middlewares=stack(RULES), headers=headers) as session:
+            with pytest.raises(ValueError, match="the next page is at another origin: http://127"):
+                [each async for each in lamella.records(session, Source("items", NextUrl()))]
+        assert asked == [None]
+
     @pytest.mark.parametrize("way", [LinkHeader, NextUrl])
     @pytest.mark.parametrize(
         ("url", "problem"),

@@ -125,11 +125,11 @@ class _Linked(Pagination):
             raise ValueError("the URL of the next page is not a valid one") from None
         if scheme not in {"http", "https"}:
             raise ValueError(f"the next page must have an http or https URL, got one with {scheme}")
-        if url.origin() != response.url.origin():
-            # Otherwise the credentials of the session would be sent there.
-            raise ValueError(
-                f"the next page is at another origin: {url.origin()}, and this one at {response.url.origin()}"
-            )
+        # Of the request itself, since a redirect may lead to another origin. Otherwise the credentials of the session
+        # would be sent there.
+        asked = (response.history or (response,))[0].url.origin()
+        if url.origin() != asked:
+            raise ValueError(f"the next page is at another origin: {url.origin()}, and this one at {asked}")
         return str(url)
 
 
