@@ -14,7 +14,7 @@ from tests.servers import Serve
 import lamella
 from lamella import HTTP_RULES, Source, stack, sync
 from lamella.batch import Journal
-from lamella.sync import Cursor, LinkHeader, Numbered, Offset, Part
+from lamella.sync import Cursor, LinkHeader, NextUrl, Numbered, Offset, Part
 from lamella.sync import page as page_module
 
 MANY = 25
@@ -201,3 +201,41 @@ async def test_a_list_that_ignores_the_page_and_has_a_record_twice_ends(
     part, stored, _ = await both(serve, tmp_path, COUNTED, lambda _: answer)
     assert part.done == (total == 1)
     assert stored == set(range(9))
+
+
+@pytest.mark.parametrize("way", ["a cursor", "a URL", "a header"])
+async def test_an_empty_page_that_leads_to_itself_ends_a_chain(serve: Serve, tmp_path: Path, way: str) -> None:
+    """Some cursors never end: the last one is for a later run."""
+    ways = {"a cursor": Cursor(cursor="start", page_size=10), "a URL": NextUrl(), "a header": LinkHeader()}
+
+    def answer(query: dict[str, str]) -> web.Response:
+        after = min(int(query.get("start", 0)) + 10, MANY)
+        url = f"/items?start={after}"
+        body = {"data": RECORDS[int(query.get("start", 0)) : after], "next_cursor": after, "next": url}
+        return web.json_response(body, headers={"Link": f'<{url}>; rel="next"'})
+
+    part, stored, read = await both(serve, tmp_path, Source("items", ways[way]), answer)
+    assert part.done
+    assert stored == read == set(range(MANY))
+
+
+@pytest.mark.parametrize("way", UNCOUNTED)
+@pytest.mark.parametrize("many", [0, MANY])
+async def test_an_answer_without_content_has_no_records(serve: Serve, tmp_path: Path, way: str, many: int) -> None:
+    def answer(query: dict[str, str]) -> Any:
+        start = start_of(query)
+        return {"data": RECORDS[start : start + 10]} if start < many else web.Response(status=204)
+
+    part, stored, read = await both(serve, tmp_path, UNCOUNTED[way], answer)
+    assert part.done
+    assert stored == read == set(range(many))
+
+
+async def test_an_answer_without_content_does_not_end_a_chain(serve: Serve, tmp_path: Path) -> None:
+    def answer(query: dict[str, str]) -> Any:
+        return web.Response(status=204) if "cursor" in query else {"data": RECORDS[:10], "next_cursor": "more"}
+
+    part, stored, read = await both(serve, tmp_path, Source("items", Cursor(page_size=10)), answer)
+    assert not part.done
+    assert stored == set(range(10))
+    assert isinstance(read, ValueError)

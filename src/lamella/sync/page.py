@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any, Final, NamedTuple, cast
 
 import aiohttp
@@ -267,6 +268,8 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
             answered = parse_http_date(response.headers.get("Date"), now) or now
             if response.status not in _SUCCESSES:
                 raise AnswerFailed(what, response.status, ("the status does not mean that the answer is complete",))
+            if response.status == HTTPStatus.NO_CONTENT and not body and place.token is None:
+                body = _without_records(records_at)  # a chain that ends so would not say that it ends
             answer, records, cut, problem = _parsed(body, of, records_at)
             failed = warnings = token = None
             is_stated = True
@@ -276,6 +279,8 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
                 failed = next((messages for messages in found if messages is not None), None)
                 warnings = None if source.warnings is None else error_messages(response, at(answer, source.warnings))
                 token = source.pages.token(response, answer) if failed is None else None
+                if not records and token == place.token:
+                    token = None  # an empty page that leads to itself is the end: the cursor is for a later run
                 is_stated = failed is None and source.pages.is_stated(response, answer)
                 if failed is None and not isinstance(records, list):
                     said = error_messages(response, messages_of(answer)) or ()
@@ -315,6 +320,14 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
         body,
         records_at,
     )
+
+
+def _without_records(place: str) -> bytes:
+    """Return an answer with an empty list of records."""
+    body = "[]"
+    for name in reversed(place.split(".") if place else []):
+        body = f"{{{json.dumps(name)}:{body}}}"
+    return body.encode()
 
 
 def _is_full_first(source: Source, place: Place, many: int) -> bool:
