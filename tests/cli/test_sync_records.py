@@ -120,7 +120,7 @@ BAD = {
     "null": "record 3 on page 1 of bills is not an object",
     '"x"': "record 3 on page 1 of bills is not an object",
     '{"id":[],"total":1}': "record 3 on page 1 of bills has neither 'id' nor 'billId', so it cannot be identified",
-    '{"billId":true}': "record 3 on page 1 of bills has neither 'id' nor 'billId'",
+    '{"billId":true}': "record 3 on page 1 of bills has no usable 'billId': it must be text or a whole number",
     '{"billId":"b00","total":2}': "record 3 on page 1 of bills has the same id 'b00' as record 1, but differs from it",
 }
 

@@ -629,7 +629,7 @@ class TestAFailure:
         ("data", "said"),
         [
             ([{"id": []}], "neither 'id' nor 'billId'"),
-            ([{"billId": True}], "neither 'id' nor 'billId'"),
+            ([{"billId": True}], "no usable 'billId': it must be text or a whole number, got bool"),
             (["b1"], "is not an object"),
             ({"billId": "b1"}, "holds no list of records"),
             ([{"billId": "b1", "amount": float("inf")}], "not JSON compliant"),

@@ -239,3 +239,19 @@ async def test_an_answer_without_content_does_not_end_a_chain(serve: Serve, tmp_
     assert not part.done
     assert stored == set(range(10))
     assert isinstance(read, ValueError)
+
+
+async def test_an_id_may_be_a_whole_number_with_a_point(serve: Serve, tmp_path: Path) -> None:
+    def answer(query: dict[str, str]) -> Any:
+        start = start_of(query)
+        return {"data": [{"id": float(each["id"])} if start == 10 else each for each in RECORDS[start : start + 10]]}
+
+    part, stored, read = await both(serve, tmp_path, UNCOUNTED["numbers"], answer)
+    assert part.done
+    assert stored == read == set(range(MANY))
+
+
+async def test_an_id_of_another_type_is_named(serve: Serve, tmp_path: Path) -> None:
+    part, _, _ = await both(serve, tmp_path, UNCOUNTED["numbers"], lambda _: {"data": [{"id": 1.5}]})
+    told = "record 1 on page 1 of items has no usable 'id': it must be text or a whole number, got float"
+    assert str(part.error) == told

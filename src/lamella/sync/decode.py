@@ -22,6 +22,8 @@ _EARLIEST: Final = 300 * 1_000_000
 """Some systems send 0001-01-01, or 0, for a missing date."""
 _MILLISECONDS: Final = 10**11
 """Larger numbers are milliseconds, not seconds, since 1970. This many seconds are the year 5138."""
+_EXACT: Final = 2**53
+"""Larger whole numbers are not exact as a float."""
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
@@ -239,6 +241,8 @@ def record_of(raw: bytes, source: Source, position: int = 1) -> Record:
     name = next(filter(None, map(_id, ids)), None)
     if name is None and source.may_lack_id and all(value is None or value == "" for value in ids):
         return Record(content_id(raw), _updated(dates), raw.decode(), position, nameless=True)
+    if name is None and (odd := next((each for each in zip(source.ids, ids, strict=True) if each[1]), None)):
+        raise ValueError(f"has no usable {odd[0]!r}: it must be text or a whole number, got {type(odd[1]).__name__}")
     if name is None:
         names = " nor ".join(map(repr, source.ids))
         raise ValueError(f"has {'neither' if len(ids) > 1 else 'no'} {names}, so it cannot be identified")
@@ -284,6 +288,8 @@ def _updated(values: Iterable[object]) -> int | None:
 
 
 def _id(value: object) -> str | None:
+    if isinstance(value, float | Decimal) and -_EXACT < value < _EXACT and value == int(value):
+        value = int(value)  # some serializers write 7.0 for 7
     if isinstance(value, str | int | Decimal) and not isinstance(value, bool) and value != "":
         return str(value).encode("utf-8", "backslashreplace").decode()
     return None
