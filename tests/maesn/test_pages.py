@@ -56,8 +56,8 @@ async def test_since_selects_changed_records(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
-        ([page(1, 2, "a"), page(2, 3, "b"), page(3, 3, "c")], "abc"),  # it grows on the way
-        ([page(1, 3, "a"), page(2, 2, "b")], "ab"),  # it shrinks
+        ([page(1, 2, "a"), page(2, 3, "b"), page(3, 3, "c"), page(4, 3)], "abc"),  # it grows on the way
+        ([page(1, 3, "a"), page(2, 2, "b"), page(3, 2)], "ab"),  # it shrinks
         ([page(1, 3, "a"), *[page(2, 1)] * 3], "a"),  # it shrinks below the page that is asked for
         ([page(1, None, "a"), page(2, None, "b"), *[page(3, None)] * 2, page(4, None)], "ab"),  # no count at all
     ],

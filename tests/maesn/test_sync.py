@@ -643,7 +643,7 @@ class TestAFailure:
         async def handle(request: web.Request) -> web.StreamResponse:
             asked.append(request.query["page"])
             bad = request.path.endswith("bills") and request.query["page"] == "2"
-            good = [{"id": int(request.query["page"])}]
+            good = [{"id": number} for number in [int(request.query["page"])] if number <= 20]
             body = {"meta": {"pagination": {"totalPages": 20}}, "data": data if bad else good}
             return web.Response(text=json.dumps(body), content_type="application/json")
 
@@ -659,7 +659,7 @@ class TestAFailure:
         assert bills.records == (19 if is_record else 1), "the other pages are read for a record that is bad"
         if is_record:
             assert str(bills.error).startswith("record 1 on page 2 of bills ")
-        assert len(asked) <= (40 if is_record else 2 + 4 + 20)  # some are taken before that is known
+        assert len(asked) <= (42 if is_record else 2 + 4 + 21)  # some are taken before that is known
 
     async def test_text_with_lone_surrogates_is_stored_unchanged(self, serve: Serve, tmp_path: Path) -> None:
         strange = {"billId": "\ud800", "text": "\udfff\x00\u2028ß", "number": 10**40}

@@ -255,3 +255,24 @@ async def test_an_id_of_another_type_is_named(serve: Serve, tmp_path: Path) -> N
     part, _, _ = await both(serve, tmp_path, UNCOUNTED["numbers"], lambda _: {"data": [{"id": 1.5}]})
     told = "record 1 on page 1 of items has no usable 'id': it must be text or a whole number, got float"
     assert str(part.error) == told
+
+
+@pytest.mark.parametrize("after", ["nothing", "404", "the last page", "the first page"])
+@pytest.mark.parametrize(("many", "cap"), [(20, 10), (25, 10), (30, 10), (25, 5), (28, 7)])
+async def test_a_page_count_that_is_too_low_does_not_end_a_list_of_full_pages(
+    serve: Serve, tmp_path: Path, many: int, cap: int, after: str
+) -> None:
+    """Some APIs round the count down, or return smaller pages than those they count. Nothing else shows that."""
+    records = [{"id": number} for number in range(many)]
+
+    def answer(query: dict[str, str]) -> Any:
+        start = (int(query["page"]) - 1) * cap
+        if start >= many and after == "404":
+            return web.Response(status=404)
+        if start >= many and after != "nothing":
+            start = 0 if after == "the first page" else (many - 1) // cap * cap
+        return {"data": records[start : start + cap], "pages": 2}
+
+    part, stored, read = await both(serve, tmp_path, COUNTED, answer)
+    assert part.done
+    assert stored == read == set(range(many))

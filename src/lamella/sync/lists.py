@@ -175,7 +175,8 @@ class _Walk:
         if not page.records:
             return True
         if self._repeats(page):
-            if self.total is not None and self.has_all():
+            is_after = self.total is None and page.number > (self.total_pages or page.number)
+            if is_after or (self.total is not None and self.has_all()):
                 return False
             raise RepeatedPage(self._source.name, page.number)
         if self.before is None:
@@ -227,10 +228,11 @@ class _Walk:
         if page.number < (stated or 0) or (total is None and stated is None and not self.total_pages):
             return False
         # If more records were read than the API counts, its count is wrong. Then the list ends with an empty page.
-        # After full pages, a count of one page may be that of each page, or of the pages so far.
+        # After full pages, a count may be that of each page, of the pages so far, or of larger pages.
         size = self._source.pages.page_size
-        is_doubtful = self.total_pages == 1 if total is None else self._first_total == size
-        if is_doubtful and self.before is not None and self.before >= page.number * size:
+        is_doubtful = total is None or self._first_total == size
+        full = self.largest if total is None and page.number > 1 else size
+        if is_doubtful and self.before is not None and self.before >= page.number * full:
             return False
         return total is None or self.before is None or self.before == total
 

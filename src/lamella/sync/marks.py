@@ -289,7 +289,9 @@ def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, ma
     total, name = walk.total, source.name
     has_all = walk.has_all
     if walk.repeated is not None:
-        if total is None or not has_all or (walk.honours == 0 and walk.seen > total):
+        # A list of full pages is read beyond the count. Some APIs return a page before again there.
+        is_after = total is None and source.pages.parallel and walk.repeated > (walk.pages or walk.repeated)
+        if not is_after and (total is None or not has_all or (walk.honours == 0 and walk.seen > total)):
             far = MOST_PAGES if walk.honours == 0 else None
             return RepeatedPage(name, walk.repeated, far)
     elif walk.empty > MOST_EMPTY and walk.pages is None:
@@ -329,9 +331,10 @@ def _left(walk: Walk, stored: int, page_size: int) -> int:
         return walk.total - walk.read  # new records may have moved old ones to further pages
     if walk.total is not None and walk.seen > walk.total:
         return 1
-    # After full pages, a count of one page may be that of each page, or of the pages so far.
-    is_doubtful = stored == 1 or walk.more > 0 if walk.total is None else walk.first == page_size
-    return int(is_doubtful and walk.read >= stored * page_size)
+    # After full pages, a count may be that of each page, of the pages so far, or of larger pages.
+    is_doubtful = walk.total is None or walk.first == page_size
+    full = walk.largest if walk.total is None and stored > 1 else page_size
+    return int(is_doubtful and walk.read >= stored * full)
 
 
 def _is_due(walk: Walk | None, ask: Ask) -> bool:
