@@ -86,7 +86,7 @@ class Cursor(Pagination):
 
     next: str = "next_cursor"
     """The place of the cursor in the answer: names separated by points. Null, false, empty or missing: the last
-    page."""
+    page. So is an empty page with the cursor of its request."""
     cursor: str = "cursor"
     """The query parameter for the cursor."""
 
