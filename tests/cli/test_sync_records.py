@@ -116,6 +116,13 @@ def test_a_warning_of_the_api_is_shown_once() -> None:
     assert shown.stderr.count("The API warns: bills of 2019 are archived.") == 1
 
 
+def test_invalid_records_that_the_report_does_not_count_are_not_counted() -> None:
+    with answering(partial(answer, text=body(*(["null"] * 30), '{"billId":"b1"}'))) as url:
+        shown = sync(url)
+    assert shown.exit_code == 1
+    assert "record 5 on page 1 of bills is not an object and more." in words(shown)
+
+
 BAD = {
     "null": "record 3 on page 1 of bills is not an object",
     '"x"': "record 3 on page 1 of bills is not an object",

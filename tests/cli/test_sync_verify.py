@@ -77,6 +77,15 @@ def test_verify_reports_missing_and_deleted_records(books: ListServer, url: str)
     assert (again["complete"], again["departed"], again["absent"]) == (True, [], [])
 
 
+def test_the_number_of_deleted_records_without_a_name_is_right(books: ListServer, url: str) -> None:
+    """The report of a list has only its first ten ids."""
+    assert sync(url).exit_code == 0
+    del books.records[:25]
+    shown = sync(url, "--verify")
+    assert "25 records are marked as deleted: Ada bills b0, " in words(shown)
+    assert " and 20 more." in words(shown)
+
+
 @pytest.mark.slow
 def test_verify_without_a_total_reports_that_nothing_is_proved(books: ListServer, url: str) -> None:
     books.count = lambda *_: {"pagination": {"totalPages": 3}}

@@ -31,7 +31,7 @@ def remarks(parts: Sequence[Part], secrets: Sequence[str] = ()) -> Iterator[str]
             "proved that no record is missing."
         )
     if bad := [text for part in parts for text in part.bad]:
-        yield f"Invalid records were not stored, but the rest was: {redact_text(some(bad, _MOST_NAMES), secrets)}."
+        yield f"Invalid records were not stored, but the rest was: {redact_text(_first(bad), secrets)}."
     if nameless := sum(part.nameless for part in parts):
         lists = list(dict.fromkeys(part.resource for part in parts if part.nameless))
         yield (
@@ -40,28 +40,34 @@ def remarks(parts: Sequence[Part], secrets: Sequence[str] = ()) -> Iterator[str]
             f"{'it' if nameless == 1 else 'them'}. These lists are read from the beginning each time."
         )
     if warnings := list(dict.fromkeys(text for part in parts for text in part.warnings)):
-        yield f"The API warns: {redact_text(some(warnings, _MOST_NAMES), secrets)}."
+        yield f"The API warns: {redact_text(_first(warnings), secrets)}."
     if dropped := [redact_text(name) for name in dropped_of(parts)]:
         names = some(dropped, _MOST_NAMES)
         yield f"Stored records of {names} were dropped because company_id, environment_name or a parameter has changed."
     yield from _compared(parts, secrets)
 
 
+def _first(texts: Sequence[str]) -> str:
+    """Return the first of *texts*. A part has only its first ten, so how many more there are is unknown."""
+    return ", ".join(texts[:_MOST_NAMES]) + (" and more" if len(texts) > _MOST_NAMES else "")
+
+
 def _compared(parts: Sequence[Part], secrets: Sequence[str]) -> Iterator[str]:
     """Yield the results of reading whole lists."""
 
-    def named(field: str) -> str:
+    def named(field: str, total: int) -> str:
+        # A part has only its first ten ids.
         names = [f"{part.account} {part.resource} {name}" for part in parts for name in getattr(part, field)]
-        return redact_text(some(names, _MOST_NAMES), secrets)
+        return redact_text(some(names, _MOST_NAMES, total), secrets) if names else "see the previous run"
 
     if missing := sum(part.missing for part in parts):
         yield (
             f"{count(missing, 'record')} had been missing: an earlier run should have read changes this "
-            f"old. Stored now: {named('missing_ids') or 'see the previous run'}."
+            f"old. Stored now: {named('missing_ids', missing)}."
         )
     if deleted := sum(part.deleted for part in parts):
         are = "is marked as deleted: the API no longer has it" if deleted == 1 else "are marked as deleted"
-        yield f"{count(deleted, 'record')} {are}: {named('deleted_ids') or 'see the run before'}."
+        yield f"{count(deleted, 'record')} {are}: {named('deleted_ids', deleted)}."
     if unmet := sum(part.unmet for part in parts):
         yield (
             f"{count(unmet, 'stored record')} did not appear in the whole list, but nothing proves that "

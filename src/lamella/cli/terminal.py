@@ -126,7 +126,8 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-def some(names: Sequence[str], most: int) -> str:
-    """Return at most *most* of the *names*: ``"Ada, Bob and 7 more"``."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def some(names: Sequence[str], most: int, total: int = 0) -> str:
+    """Return at most *most* of the *names*: ``"Ada, Bob and 7 more"``. *total*: how many there are, if more."""
+    shown = names[:most]
+    more = max(total, len(names)) - len(shown)
+    return f"{', '.join(shown)} and {more} more" if more else ", ".join(shown)
