@@ -37,6 +37,7 @@ def complaint_of(path: Path) -> str | None:
         "\ufeffname,key\r\nAda,k1\r\nBob & Söhne,k2\r\n",
         "key;name\nk1;Ada\nk2;Bob & Söhne",
         'Name,KEY,company_id,environment_name\n\n" Ada ",k1,,\n\nBob & Söhne,"k2", ,\n',
+        'name, key\n"Ada", "k1"\nBob & Söhne, "k2"\n',
     ],
 )
 def test_csv(tmp_path: Path, text: str) -> None:

@@ -104,7 +104,7 @@ def fits_header(key: str) -> bool:
 def _csv(text: str) -> Iterator[_Row]:
     first = text.partition("\n")[0]
     delimiter = ";" if first.count(";") > first.count(",") else ","
-    lines = _records(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    lines = _records(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True))
     line, header = next(lines, (1, []))
     header = [column.lower() for column in header]
     if set(_NEEDED) - set(header) or set(header) - set(_FIELDS) or len(set(header)) < len(header):
