@@ -550,6 +550,23 @@ def test_an_unwritable_journal_file_is_reported(powerless: Path, file_mode: int,
     assert os.listdir(powerless) == [path.name]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit of the size of a file")
+def test_a_disk_without_space_for_the_file_shm_is_reported_as_full(tmp_path: Path) -> None:
+    import resource
+
+    path = tmp_path / "journal"
+    run(opens(path))
+    Path(f"{path}-wal").touch()  # as after a kill
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # -shm takes 32 KiB
+    try:
+        with pytest.raises(JournalError, match="the disk is full"):
+            run(opens(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run(opens(path))
+
+
 async def test_a_full_disk_is_reported(journal: Journal) -> None:
     await journal.end("a")
     await journal.read(lambda db: db.execute("PRAGMA max_page_count = 1").fetchone())  # as large as it is, no larger

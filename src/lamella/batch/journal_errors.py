@@ -55,6 +55,8 @@ def explain(path: str, exc: BaseException, *, otherwise: JournalError | None = N
 def sqlite_code(exc: BaseException) -> int | None:
     """Return the primary code of the SQLite error *exc*, or None for another exception."""
     code: int | None = getattr(exc, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_IOERR_SHMSIZE:  # no space for the file -shm, which is needed after a kill
+        return sqlite3.SQLITE_FULL
     return None if code is None else code & 0xFF
 
 
