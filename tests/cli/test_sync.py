@@ -520,3 +520,20 @@ class TestWhatIsNotInstalled:
         result = without("opentelemetry.sdk", *arguments(server, "--output", "records.jsonl"))
         assert (result.stderr, result.returncode) == ("", 0)
         assert has_all(server, rows(), "Ada")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files must be UTF-8")
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_files_may_have_names_that_are_not_utf_8(server: Sandbox, suffix: str) -> None:
+    names = {option: os.fsdecode(b"b\xfccher." + option.encode()) for option in ("journal", "report")}
+    output = os.fsdecode(b"b\xfccher." + suffix.encode())
+    schema = []
+    if suffix == "parquet":
+        Path("schema.toml").write_text('[invoices]\ncurrency = "text"\n')
+        schema = ["--schema", "schema.toml"]
+    write_accounts(Path(), "Ada")
+    given = ["--output", output, *schema, *(f"--{name}={value}" for name, value in names.items())]
+    for _ in range(2):
+        shown = sync(server, *given)
+        assert shown.exit_code == 0, shown.output
+    assert {output, *names.values()} <= {path.name for path in Path().iterdir()}

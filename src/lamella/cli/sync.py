@@ -340,7 +340,7 @@ def _write_page(console: Console, path: Path, ended: _Ended, collected: Collecto
 
     settings, synced = ended.settings, ended.synced
     about = (
-        f"Run {synced.run} of {settings.journal.name}: {some(settings.resources, _MOST_NAMES)} of "
+        f"Run {synced.run} of {redact_text(settings.journal.name)}: {some(settings.resources, _MOST_NAMES)} of "
         f"{count(len(settings.accounts), 'account')} at {settings.base_url}."
     )
     page = Page(

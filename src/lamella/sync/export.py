@@ -162,19 +162,19 @@ async def export_changes(
     """Write all records of *journal* with :func:`export` unless the file is up to date. Return the misfits."""
     misfits = Misfits(stale=stale(path, tables))
     target = os.path.realpath(path)  # noqa: ASYNC240 - a look
-    version, *written = await journal.read(partial(_versions, target=target))
+    version, *written = await journal.read(partial(_versions, target=os.fsencode(target)))
     if written == [version, _stamp(target, tables)]:
         return misfits
     empty: Empty = {}
     await _export(journal, path, tables, misfits.take, empty)
     misfits.empty = await journal.read(partial(names_of_empty, tables=tables, empty=empty))
     # Misfits are reported in each run until they are fixed.
-    row = target, version, "" if misfits.count or misfits.empty else _stamp(target, tables)
+    row = os.fsencode(target), version, "" if misfits.count or misfits.empty else _stamp(target, tables)
     await journal.commit(lambda db: db.execute("INSERT OR REPLACE INTO sync_outputs VALUES (?, ?, ?)", row))
     return misfits
 
 
-def _versions(db: sqlite3.Connection, target: str) -> tuple[int | str, ...]:
+def _versions(db: sqlite3.Connection, target: bytes) -> tuple[int | str, ...]:
     """Return the version of the records, and the version and stamp of the output if it was written."""
     [version] = db.execute("SELECT version FROM sync_version").fetchone() or (0,)
     return version, *(db.execute("SELECT version, stamp FROM sync_outputs WHERE path = ?", (target,)).fetchone() or ())

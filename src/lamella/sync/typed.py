@@ -70,7 +70,8 @@ def _is_of(output: Path, path: Path) -> bool:
     from pyarrow.parquet import read_schema
 
     try:
-        return bool(read_schema(path).metadata.get(_KEY) == output.name.encode())
+        with path.open("rb") as file:  # pyarrow rejects a name that is not UTF-8
+            return bool(read_schema(file).metadata.get(_KEY) == os.fsencode(output.name))
     except (OSError, pa.ArrowException, AttributeError):  # it is not Parquet, or has no metadata
         return False
 
@@ -118,7 +119,7 @@ def parquet_tables(path: Path, tables: Mapping[str, Table], on_misfit: OnMisfit,
             ]
             temporary = stack.enter_context(whole_file.replacing(files[name], mode=whole_file.PRIVATE))
             file = stack.enter_context(temporary.open("wb"))
-            schema = pa.schema([*own, *columns], {_KEY: path.name.encode()})
+            schema = pa.schema([*own, *columns], {_KEY: os.fsencode(path.name)})
             writers[resource, child] = stack.enter_context(ParquetWriter(file, schema, compression="zstd"))
             held[resource, child] = []
 
