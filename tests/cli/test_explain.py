@@ -248,3 +248,9 @@ def test_explain_reports_a_missing_book(books: str, name: str, said: str) -> Non
     assert result.exit_code == 2
     assert result.output.endswith(f"Invalid value for --rules: {said.format(books)}\n")
     assert "Traceback" not in result.output
+
+
+def test_a_terminal_without_a_known_width_shows_everything() -> None:
+    """Some programs set COLUMNS=0 for what they start."""
+    shown = CliRunner().invoke(app, ["explain", "429"], env={"COLUMNS": "0"})
+    assert shown.stdout == explain("429").stdout

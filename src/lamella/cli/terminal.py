@@ -34,7 +34,9 @@ def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """
     from rich.console import Console
 
-    return Console(markup=False, emoji=False, highlight=False, stderr=stderr, quiet=quiet)
+    console = Console(markup=False, emoji=False, highlight=False, stderr=stderr, quiet=quiet)
+    console.width = console.width or 80  # COLUMNS=0 means unknown, and nothing fits in a width of 0
+    return console
 
 
 def show(console: Console, *parts: RenderableType) -> None:
