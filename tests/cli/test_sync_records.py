@@ -120,7 +120,8 @@ def test_invalid_records_that_the_report_does_not_count_are_not_counted() -> Non
     with answering(partial(answer, text=body(*(["null"] * 30), '{"billId":"b1"}'))) as url:
         shown = sync(url)
     assert shown.exit_code == 1
-    assert "record 5 on page 1 of bills is not an object and more." in words(shown)
+    assert "the rest was: Ada: record 1 on page 1 of bills is not an object, Ada: record 2 on" in words(shown)
+    assert "Ada: record 5 on page 1 of bills is not an object and more." in words(shown)
 
 
 BAD = {
@@ -208,7 +209,7 @@ class TestASchema:
         with answering(partial(answer, text=body(TYPED))) as url:
             shown = sync(url, "--output", "out.db", "--schema", "schema.toml")
         assert shown.exit_code == 0
-        told = "Tables and columns of the schema without a value in any record: bils. Check their names."
+        told = "Tables and columns of the schema without a value: bils. Check their names."
         assert told in words(shown)
 
     def test_a_value_of_another_shape_is_reported(self) -> None:

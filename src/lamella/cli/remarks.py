@@ -30,7 +30,7 @@ def remarks(parts: Sequence[Part], secrets: Sequence[str] = ()) -> Iterator[str]
             f"The API gives no total for {count(unproved, 'part')}: they were read to the end, but it cannot be "
             "proved that no record is missing."
         )
-    if bad := [text for part in parts for text in part.bad]:
+    if bad := [f"{part.account}: {text}" for part in parts for text in part.bad]:
         yield f"Invalid records were not stored, but the rest was: {redact_text(_first(bad), secrets)}."
     if nameless := sum(part.nameless for part in parts):
         lists = list(dict.fromkeys(part.resource for part in parts if part.nameless))

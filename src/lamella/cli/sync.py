@@ -323,7 +323,7 @@ def _notes(settings: Settings, synced: Synced) -> Iterator[str]:
         )
     if synced.misfits.empty:
         names = redact_text(some(synced.misfits.empty, 5))
-        yield f"Tables and columns of the schema without a value in any record: {names}. Check their names."
+        yield f"Tables and columns of the schema without a value: {names}. Check their names."
     if synced.misfits.stale:
         names = redact_text(some(synced.misfits.stale, 5))
         yield f"Not in the schema any more, so no longer written: {names}. Remove what is not needed."
