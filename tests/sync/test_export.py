@@ -209,6 +209,31 @@ async def test_sqlite_has_a_view_for_each_resource(journal: Journal, folder: Pat
         assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
+@pytest.mark.parametrize("name", ["out.db", "out.jsonl"])
+async def test_a_database_of_another_program_is_not_replaced(journal: Journal, folder: Path, name: str) -> None:
+    path = folder / name
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE customers (id)")
+        db.commit()
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="it is a database with other tables; choose another path"):
+        check_output(path)
+    with pytest.raises(OSError, match="it is a database with other tables"):
+        await export(journal, path)
+    assert path.read_bytes() == before
+
+
+async def test_a_database_without_tables_and_an_output_with_more_of_them_are_replaced(
+    journal: Journal, folder: Path
+) -> None:
+    path = folder / "out.db"
+    for change in ("PRAGMA user_version = 1", "CREATE TABLE more (id)"):
+        with closing(sqlite3.connect(path)) as db:
+            db.execute(change)
+            db.commit()
+        await export(journal, path)
+
+
 async def test_parquet_row_groups_are_limited_in_size(
     journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from lamella.sync.decode import text_of
 from lamella.sync.errors import SchemaMismatch
 from lamella.sync.stored import adopt, has_table, is_to_adopt
 from lamella.sync.tables import NO_TABLES, Misfits, Table, check_tables
+from lamella.sync.target import check_target
 from lamella.sync.typed import Empty, OnMisfit, files_beside, names_of_empty, parquet_tables, sqlite_tables, stale
 from lamella.threads import run_to_its_end
 
@@ -39,9 +40,6 @@ _MARKED_LIST: Final = (
     " ON d.account = :account AND d.resource = :resource AND d.id = r.id"
     " LEFT JOIN sync_departed a ON a.account = :account WHERE list = :list AND r.id > :after ORDER BY r.id LIMIT :most"
 )
-
-_HEAD: Final = 72
-"""Bytes of an SQLite file up to the end of its application_id, which identifies a journal."""
 
 _COLUMNS: Final = ("account", "resource", "id", "record", "deleted")
 _Row = tuple[str, str, str, str, str | None]  # account, resource, id, record, deleted
@@ -68,7 +66,7 @@ def check_output(path: str | os.PathLike[str], tables: Mapping[str, Table] = NO_
     Raises:
         ValueError: Its suffix is not a known format, or the format has no tables although there are some.
         ModuleNotFoundError: It is Parquet, and pyarrow is missing.
-        OSError: It cannot be written, is a journal, or an SQLite file that is in use.
+        OSError: It cannot be written, is a journal, or an SQLite file that is in use or has other tables.
     """
     check_tables(tables)
     writing = _format_of(path)
@@ -76,7 +74,7 @@ def check_output(path: str | os.PathLike[str], tables: Mapping[str, Table] = NO_
         raise ValueError(f"typed tables need an output in .sqlite, .sqlite3, .db or .parquet, not {os.fspath(path)!r}")
     for each in (path, *(files_beside(Path(path), tables).values() if writing is _parquet else ())):
         whole_file.check(each)
-        _check_target(each)
+        check_target(each)
 
 
 async def export(
@@ -115,7 +113,8 @@ async def export(
         ValueError: The suffix names no format, or one that has no tables, and there are some.
         SchemaMismatch: A value does not fit its column. The file is complete.
         ModuleNotFoundError: It is Parquet, and pyarrow is missing.
-        OSError: It cannot be written (for example, the disk is full), is a journal, or an SQLite file that is in use.
+        OSError: It cannot be written (for example, the disk is full), is a journal, or an SQLite file that is in use or
+            has other tables.
         lamella.batch.JournalError: The journal cannot be read.
     """
     misfits = Misfits()
@@ -137,7 +136,7 @@ async def _export(
     thread = ThreadPoolExecutor(1, thread_name_prefix="lamella-export")
     file, count = ExitStack(), 0
     try:
-        await run_to_its_end(thread, _check_target, path)
+        await run_to_its_end(thread, check_target, path)
         if await journal.read(is_to_adopt):
             await journal.commit(adopt)
         rows = await journal.read(partial(_read, after=_BEFORE_ALL))
@@ -203,23 +202,6 @@ def _format_of(path: str | os.PathLike[str]) -> _Format:
     return writing
 
 
-def _check_target(path: str | os.PathLike[str]) -> None:
-    """Check that *path* is neither a journal nor an SQLite file with its newest changes in a file beside it.
-
-    SQLite would apply those changes to the new file.
-    """
-    target = os.path.realpath(path)
-    for beside in (f"{target}-wal", f"{target}-journal"):
-        if os.path.exists(beside):
-            raise OSError(errno.EBUSY, f"it is in use, or was when a process was killed: there is {beside}", str(path))
-    # Do not open it before: closing a journal that this process has open would release its locks. Such a journal has a
-    # -wal.
-    with suppress(FileNotFoundError), open(target, "rb") as file:
-        head = file.read(_HEAD)
-        if head.startswith(b"SQLite format 3\0") and head.endswith(b"laml"):
-            raise OSError(errno.EEXIST, "it is a journal of lamella's; choose another path", str(path))
-
-
 def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:
     """Return the next records, up to the size of a page, but at least one if any are left."""
     rows: list[_Row] = []
@@ -261,10 +243,10 @@ def _file(path: str | os.PathLike[str], wanted: _Wanted) -> Iterator[_Write]:
     """Yield a function that writes rows to a new file. At the end the file replaces *path*."""
     writing = _format_of(path)
     with whole_file.replacing(path, mode=whole_file.PRIVATE) as temporary:
-        _check_target(path)
+        check_target(path)
         with _beside(path, wanted, writing) as more, writing(temporary, wanted) as write:
             yield write if more is None else lambda rows: (write(rows), more(rows))
-        _check_target(path)  # again: another process may have opened it in the meantime
+        check_target(path)  # again: another process may have opened it in the meantime
 
 
 def _beside(path: str | os.PathLike[str], wanted: _Wanted, writing: _Format) -> AbstractContextManager[_Write | None]:
