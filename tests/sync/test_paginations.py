@@ -131,6 +131,23 @@ class TestAllWays:
         part, _ = await synced(tmp_path, url, source, lookback=3600)
         assert part.since == "2026-01-01T23:00:00.000Z"
 
+    async def test_other_parameters_select_another_list(self, serve: Serve, tmp_path: Path) -> None:
+        """The mark of a filtered list says nothing of the records that the filter left out."""
+        every_record = numbered(9)
+        api, source = Api(every_record[5:], counts=("total",)), replace(SOURCE, params={"kind": "a", "token": "1"})
+        url = await serve(api)
+        await synced(tmp_path, url, source)
+        api.records = every_record
+        part, found = await synced(tmp_path, url, replace(source, params={"kind": "b", "token": "1"}))
+        assert (part.done, part.dropped, part.since, found) == (True, True, None, by_id(every_record))
+        part, found = await synced(tmp_path, url, replace(source, params={"token": "2", "kind": "b", "empty": ""}))
+        assert (part.done, part.dropped, found) == (True, False, by_id(every_record))
+        assert part.since is not None, "a token does not select records"
+        part, _ = await synced(tmp_path, url, replace(source, params=lambda _: {"kind": "c"}))
+        assert (part.dropped, part.since) == (True, None)
+        part, _ = await synced(tmp_path, url, replace(source, params=lambda _: {"kind": "d"}))
+        assert not part.dropped, "of a function, only variant= can tell"
+
     @pytest.mark.sampled(1)
     @every_way
     async def test_a_server_may_cap_the_page_size(self, serve: Serve, tmp_path: Path, way: str) -> None:

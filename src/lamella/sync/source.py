@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
@@ -14,6 +15,7 @@ from yarl import URL
 
 from lamella.checks import check_whole
 from lamella.rules import HTTP_RULES, RuleBook
+from lamella.secret_names import tells
 from lamella.sync.stated import failure_in
 
 _COUNT: Final = re.compile(r"\s*\+?([0-9]{1,16})(?:\.0*)?\s*")
@@ -231,14 +233,16 @@ class Source:
     warnings: str | None = None
     """The place of warnings, which are reported."""
     params: Mapping[str, str] | Callable[[Any], Mapping[str, str | None]] = field(default_factory=dict)
-    """Further query parameters, or a function that returns them for an account. None and empty values are left out."""
+    """Further query parameters, or a function that returns them for an account. None and empty values are left out. If
+    a mapping differs from that of the previous run, it selects another list: the stored records are dropped, as by
+    *variant*. Parameters whose name is that of a secret, such as ``api_key``, do not count."""
     within: Callable[[Any], AbstractContextManager[object]] = field(default=lambda _: nullcontext())
     """Called with an account. Returns a context manager that is entered for each request and selects the
     credentials."""
     variant: Callable[[Any], str] = field(default=lambda _: "", repr=False)
-    """Returns a text for an account that distinguishes the list from other lists at its URL, such as a filter in
-    `params`. If the text differs from that of the previous run, the stored records of the list are dropped, and it is
-    read from the beginning."""
+    """Returns a text for an account that distinguishes the list from other lists at its URL, such as a filter that
+    `params` returns. If the text differs from that of the previous run, the stored records of the list are dropped, and
+    it is read from the beginning."""
     fetch: Fetch = field(default=get, repr=False)
     """Requests a page, for an API whose first answer leads to another one. Called with the session, the URL and the
     query. Returns a context manager of the answer and the place of its records (None: `records`)."""
@@ -279,7 +283,15 @@ class Source:
     @property
     def identity(self) -> str:
         """The identity of its stored records: records of another identity belong to another list."""
-        return repr((self.url, self.records, self.ids, self.dates))
+        return repr((self.url, self.records, self.ids, self.dates, *self._selection))
+
+    @property
+    def _selection(self) -> tuple[str, ...]:
+        """A hash of the parameters that are the same for all accounts, if there are any."""
+        if callable(self.params):
+            return ()
+        chosen = sorted((name, value) for name, value in self.params.items() if value and not tells(name))
+        return (hashlib.sha256(repr(chosen).encode()).hexdigest()[:16],) if chosen else ()
 
     def request(
         self, account: object, since: str | None, number: int, before: int, token: str | None
