@@ -114,12 +114,13 @@ def _request_info(url: str, method: str) -> dict[str, object]:
     return {"request_info": aiohttp.RequestInfo(shown, method, CIMultiDict(), shown)}  # type: ignore[arg-type]
 
 
-def summary_of(error: LamellaError) -> LamellaError:
-    """Return a copy of *error* with its texts, but without traceback, cause, body and headers except the request ID."""
+def summary_of(error: Exception) -> Exception:
+    """Return a copy of a LamellaError with its texts and request ID, without traceback, cause, body and headers."""
+    if not isinstance(error, LamellaError):
+        return error
     summary = _blank(type(error))
-    # Setting one at a time takes less memory.
     for name, value in (error._summary() if isinstance(error, ApiError) else vars(error)).items():
-        setattr(summary, name, value)
+        setattr(summary, name, value)  # takes less memory than vars().update()
     return summary
 
 

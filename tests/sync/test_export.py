@@ -408,7 +408,7 @@ async def test_export_never_replaces_a_journal(tmp_path: Path, suffix: str) -> N
                 await export(journal, target)
         assert not locked_by_nobody(path)
     async with Journal.open(tmp_path / "another", batch=BATCH) as journal:
-        with pytest.raises(OSError, match="it is a journal of lamella's; choose another path") as raised:
+        with pytest.raises(OSError, match="it is a journal of lamella; choose another path") as raised:
             check_output(link)
         assert raised.value.filename == str(link)
         with pytest.raises(OSError, match="it is a journal"):

@@ -15,7 +15,7 @@ from lamella.batch.delivery import Delivery
 from lamella.batch.jobs import Job, Jobs
 from lamella.batch.outcome import AccountStopped, Item, ItemOutcome, Value
 from lamella.batch.recording import Recording
-from lamella.errors import LamellaError, RequestRejected, summary_of
+from lamella.errors import RequestRejected, summary_of
 
 
 @dataclass(eq=False, repr=False, slots=True)
@@ -104,8 +104,7 @@ class Work(Generic[Item, Value]):
         outcome = ItemOutcome(job.number, job.item, value, error, job.tries, job.paused)
         outcome, text = await self.recording.sunk(outcome)
         if isinstance(outcome.error, self.stop_on):
-            error = outcome.error
-            self.stopped.setdefault(job.account, summary_of(error) if isinstance(error, LamellaError) else error)
+            self.stopped.setdefault(job.account, summary_of(outcome.error))
             if self.feeding is not None:
                 self.feeding.cancel()
         try:

@@ -93,14 +93,15 @@ class Position:
     doubtful: bool = False  # the page was not stored: the API may ignore its number, so that the list has no end
 
 
-def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[int, bool, Iterator[Position]]:
-    """Return the run, whether it is resumed, and where each list would begin. Write nothing."""
+def look(
+    db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask, others: Collection[tuple[str, str]]
+) -> tuple[int, bool, Iterator[Position]]:
+    """Return the run, whether it is resumed, and where each list begins; *others* have another identity. Only read."""
     if not has_table(db, "sync_parts"):
         return 1, False, (_unread(asked(ask, each)) for each in wanted)
     [last] = db.execute("SELECT max(run) FROM sync_parts").fetchone()
     resumed = ask.resume and last is not None
     run: int = (last or 0) + (0 if resumed else 1)
-    others = of_others(db, ask.made())
     has_any = "SELECT 1 FROM sync_records WHERE account = ? AND ? IN ('', resource) LIMIT 1"
     dropped = {key for key in others if db.execute(has_any, key).fetchone()}
     return (
@@ -108,7 +109,7 @@ def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[in
         resumed,
         (
             replace(_unread(asked(ask, each)), dropped=bool(dropped & {each, (each.account, "")}))
-            if others & {each, (each.account, "")}
+            if each in others or (each.account, "") in others
             else _start(db, each, ask, run)
             for each in wanted
         ),
@@ -126,8 +127,8 @@ def begin(
     check_departed(db, ask.accounts, ask.departed)
     adopt(db)
     prepare(db)
-    run, resumed, positions = look(db, wanted, ask)
     others = of_others(db, ask.made())
+    run, resumed, positions = look(db, wanted, ask, others)
     drop(db, others)
     settle_departed(db, ask.accounts, ask.departed, int(time.time() * 1_000_000))
     db.executemany("INSERT OR REPLACE INTO sync_made VALUES (?, ?, ?)", ask.made())

@@ -297,10 +297,9 @@ class Reading:
 
 
 def _summary_of(error: Exception) -> Exception:
-    if isinstance(error, LamellaError):
-        return summary_of(error)
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
+    summary = summary_of(error)
+    summary.__cause__ = summary.__context__ = None
+    return summary.with_traceback(None)
 
 
 def _records_before(position: Position, number: int) -> int:

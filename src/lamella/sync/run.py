@@ -24,7 +24,7 @@ from lamella.sync.page import checked_moment
 from lamella.sync.progress import Part, Progress, Report, part_of
 from lamella.sync.reading import ListToRead, NewList, Reading
 from lamella.sync.source import Source
-from lamella.sync.stored import Departed, check_departed, not_read
+from lamella.sync.stored import Departed, check_departed, not_read, of_others
 from lamella.sync.stored import departed as others_in
 from lamella.sync.tables import NO_TABLES, Table
 
@@ -241,7 +241,7 @@ async def plan(
 
 def _planned(db: sqlite3.Connection, accounts: Collection[str], wanted: list[Wanted], ask: Ask) -> tuple[Part, ...]:
     check_departed(db, accounts, ask.departed)
-    return tuple(map(part_of, wanted, look(db, wanted, ask)[2]))
+    return tuple(map(part_of, wanted, look(db, wanted, ask, of_others(db, ask.made()))[2]))
 
 
 def _checked(

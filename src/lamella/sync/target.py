@@ -34,7 +34,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
         if not head.startswith(b"SQLite format 3\0"):
             return
         if head.endswith(b"laml"):
-            raise OSError(errno.EEXIST, "it is a journal of lamella's; choose another path", str(path))
+            raise OSError(errno.EEXIST, "it is a journal of lamella; choose another path", str(path))
         if _is_foreign(Path(target)):
             raise OSError(errno.EEXIST, "it is a database with other tables; choose another path", str(path))
 
